@@ -1,0 +1,1 @@
+"""The command line: `python -m fleet plan | serve | ask | engines | demo`."""

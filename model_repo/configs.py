@@ -1,0 +1,183 @@
+"""One config.pbtxt message per Triton model. Messages, not templates: a placeholder or a wrong field cannot be written."""
+
+from collections.abc import Iterable, Sequence
+
+from planner.plan import ModelPlan
+from tritonclient.grpc import model_config_pb2 as pb
+
+from model_repo import tensors
+from model_repo.tensors import Tensor
+
+CANCELLATION_CHECK_PERIOD_MS = 100
+
+
+def preprocessing(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
+    """Text to token ids."""
+    config = _python("preprocessing", model, tensors.PREPROCESSING_INPUTS, (out for out, _ in tensors.PREPROCESSED))
+    _queue(config, model)
+    _parameters(
+        config,
+        tokenizer_dir=f"{engine_dir}/tokenizer",
+        gpt_model_path=engine_dir,
+        add_special_tokens=True,
+        max_seq_len=model.config.max_seq_len,
+    )
+    return config
+
+
+def postprocessing(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
+    """Token ids to text. One instance: with two, the ensemble sends streamed tokens out of order."""
+    config = _python("postprocessing", model, tensors.POSTPROCESSING_INPUTS, tensors.POSTPROCESSING_OUTPUTS)
+    config.dynamic_batching.SetInParent()
+    _parameters(
+        config, tokenizer_dir=f"{engine_dir}/tokenizer", gpt_model_path=engine_dir, skip_special_tokens=True
+    )
+    return config
+
+
+def tensorrt_llm(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
+    """The engine: token ids to token ids; on the pytorch backend the image's LLM API model, text to text."""
+    if model.config.backend == "pytorch":
+        return _llm_api(model)
+    return _cpu_engine(model, engine_dir) if model.config.backend == "cpu" else _tensorrt_engine(model, engine_dir)
+
+
+def tensorrt_llm_bls(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
+    """Text to text, streamed without split characters. One instance serves all requests, a thread for each."""
+    config = _python(
+        "tensorrt_llm_bls", model, (client for client, _, _ in tensors.CLIENT_INPUTS), tensors.CLIENT_OUTPUTS
+    )
+    config.model_transaction_policy.decoupled = True
+    _parameters(
+        config,
+        tensorrt_llm_model_name="tensorrt_llm",
+        tensorrt_llm_backend=model.config.backend,
+        tokenizer_dir=f"{engine_dir}/tokenizer",
+        gpt_model_path=engine_dir,
+        max_requests=model.config.max_batch_size + model.config.serving.max_queue_size,
+    )
+    return config
+
+
+def ensemble(model: ModelPlan) -> pb.ModelConfig:
+    """The client's tensors over preprocessing, tensorrt_llm and postprocessing; on pytorch over tensorrt_llm_bls."""
+    config = pb.ModelConfig(name="ensemble", platform="ensemble", max_batch_size=model.config.max_batch_size)
+    clients = [client for client, _, _ in tensors.CLIENT_INPUTS]
+    _declare(config, clients, tensors.CLIENT_OUTPUTS)
+    if model.config.backend == "pytorch":
+        same = {tensor.name: tensor.name for tensor in [*clients, *tensors.CLIENT_OUTPUTS]}
+        _step(config, "tensorrt_llm_bls", [c.name for c in clients], [t.name for t in tensors.CLIENT_OUTPUTS], same)
+        return config
+    to_preprocessing = {name: client.name for client, name, _ in tensors.CLIENT_INPUTS if name}
+    # REQUEST_OUTPUT_LEN names an input and an output of preprocessing: two maps, not one.
+    preprocessed = {output.name: f"_{output.name}" for output, _ in tensors.PREPROCESSED}
+    _step(config, "preprocessing", to_preprocessing, (), to_preprocessing)
+    _map(config.ensemble_scheduling.step[-1].output_map, preprocessed, preprocessed)
+    to_engine = {name: client.name for client, _, name in tensors.CLIENT_INPUTS if name}
+    to_engine |= {name: f"_{output.name}" for output, name in tensors.PREPROCESSED}
+    from_engine = {"output_ids": "_TOKENS_BATCH", "sequence_length": "_SEQUENCE_LENGTH"}
+    from_engine |= {tensor.name: tensor.name for tensor in tensors.PASSED_OUTPUTS}
+    _step(config, "tensorrt_llm", to_engine, from_engine, to_engine | from_engine)
+    to_text = {"TOKENS_BATCH": "_TOKENS_BATCH", "SEQUENCE_LENGTH": "_SEQUENCE_LENGTH", "OUTPUT": "text_output"}
+    _step(config, "postprocessing", ("TOKENS_BATCH", "SEQUENCE_LENGTH"), ("OUTPUT",), to_text)
+    return config
+
+
+def _cpu_engine(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
+    config = _python("tensorrt_llm", model, tensors.ENGINE_INPUTS, tensors.ENGINE_OUTPUTS)
+    config.model_transaction_policy.decoupled = True
+    _queue(config, model)
+    serving = model.config.serving
+    _parameters(
+        config,
+        gpt_model_type="inflight_fused_batching",
+        gpt_model_path=engine_dir,
+        tokenizer_dir=f"{engine_dir}/tokenizer",
+        batch_scheduler_policy=serving.batch_scheduler_policy,
+        exclude_input_in_output=True,
+        max_batch_size=model.config.max_batch_size,
+        max_queue_size=serving.max_queue_size,
+        max_seq_len=model.config.max_seq_len,
+        cpu_kv_cache_tokens=serving.kv_cache_tokens,
+    )
+    return config
+
+
+def _tensorrt_engine(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
+    embedding = pb.TYPE_BF16 if model.config.dtype == "bfloat16" else pb.TYPE_FP16
+    inputs = (*tensors.ENGINE_INPUTS, *tensors.tensorrt_inputs(embedding))
+    config = _python("tensorrt_llm", model, inputs, (*tensors.ENGINE_OUTPUTS, *tensors.TENSORRT_OUTPUTS))
+    config.backend = "tensorrtllm"
+    config.model_transaction_policy.decoupled = True
+    _queue(config, model)
+    serving = model.config.serving
+    _parameters(
+        config,
+        gpt_model_type="inflight_fused_batching",
+        gpt_model_path=engine_dir,
+        tokenizer_dir=f"{engine_dir}/tokenizer",
+        max_beam_width=model.config.build.max_beam_width,
+        batch_scheduler_policy=serving.batch_scheduler_policy,
+        kv_cache_free_gpu_mem_fraction=serving.kv_cache_free_gpu_mem_fraction,
+        enable_kv_cache_reuse=serving.enable_kv_cache_reuse,
+        enable_chunked_context=serving.enable_chunked_context,
+        exclude_input_in_output=True,
+        cancellation_check_period_ms=CANCELLATION_CHECK_PERIOD_MS,
+        executor_worker_path="/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker",
+        FORCE_CPU_ONLY_INPUT_TENSORS="no",
+    )
+    return config
+
+
+def _llm_api(model: ModelPlan) -> pb.ModelConfig:
+    config = _python("tensorrt_llm", model, tensors.LLM_API_INPUTS, tensors.LLM_API_OUTPUTS)
+    config.max_batch_size = 0
+    config.model_transaction_policy.decoupled = True
+    return config
+
+
+def _python(name: str, model: ModelPlan, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> pb.ModelConfig:
+    config = pb.ModelConfig(name=name, backend="python", max_batch_size=model.config.max_batch_size)
+    _declare(config, inputs, outputs)
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    return config
+
+
+def _declare(config: pb.ModelConfig, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> None:
+    for tensor in inputs:
+        declared = config.input.add(
+            name=tensor.name,
+            data_type=tensor.dtype,
+            dims=tensor.dims,
+            optional=tensor.optional,
+            allow_ragged_batch=tensor.ragged,
+        )
+        if tensor.flat:
+            declared.reshape.SetInParent()
+    for tensor in outputs:
+        config.output.add(name=tensor.name, data_type=tensor.dtype, dims=tensor.dims)
+
+
+def _queue(config: pb.ModelConfig, model: ModelPlan) -> None:
+    serving = model.config.serving
+    config.dynamic_batching.preferred_batch_size.append(model.config.max_batch_size)
+    config.dynamic_batching.max_queue_delay_microseconds = serving.max_queue_delay_microseconds
+    config.dynamic_batching.default_queue_policy.max_queue_size = serving.max_queue_size
+
+
+def _parameters(config: pb.ModelConfig, **values: object) -> None:
+    for name, value in values.items():
+        config.parameters[name].string_value = str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _step(
+    config: pb.ModelConfig, model: str, inputs: Iterable[str], outputs: Iterable[str], names: dict[str, str]
+) -> None:
+    step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
+    _map(step.input_map, inputs, names)
+    _map(step.output_map, outputs, names)
+
+
+def _map(target: "dict[str, str]", keys: Iterable[str], names: "dict[str, str] | Sequence[str]") -> None:
+    for key in keys:
+        target[key] = names[key]  # pyright: ignore

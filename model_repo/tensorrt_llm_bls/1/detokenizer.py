@@ -1,0 +1,39 @@
+"""Text from tokens as they come, never half a character."""
+
+from model_tokenizer import REPLACEMENT, ModelTokenizer
+
+
+class Detokenizer:
+    """One answer. All pieces together are always `whole(all ids)`.
+
+    A byte-level token may hold part of a character, or the end of one and the start of the next, so text that could
+    still change is held back. A token's text may also depend on the token before it (SentencePiece drops the space of
+    a first word), so tokens are decoded together with the last ones already sent.
+    """
+
+    def __init__(self, tokenizer: ModelTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.ids: list[int] = []
+        self._start = 0  # first token of the window that is decoded; begins at a character
+        self._settled = 0  # tokens before this one are sent in full
+        self._sent = 0  # characters of the window that are sent
+
+    def push(self, ids: list[int]) -> str:
+        """The text that `ids` complete."""
+        self.ids += ids
+        text = self._decode(self._start, len(self.ids))
+        stable = text.rstrip(REPLACEMENT)
+        piece = stable[self._sent :]
+        self._sent = max(self._sent, len(stable))
+        if len(stable) == len(text) and piece:
+            self._start, self._settled = self._settled, len(self.ids)
+            self._sent = len(self._decode(self._start, self._settled))
+        return piece
+
+    def _decode(self, start: int, end: int) -> str:
+        return self._tokenizer.decode(self.ids[start:end], skip_special_tokens=True)
+
+
+def whole(tokenizer: ModelTokenizer, ids: list[int]) -> str:
+    """The text of a finished answer. A character that max_tokens cut in two is left out."""
+    return tokenizer.decode(ids, skip_special_tokens=True).rstrip(REPLACEMENT)

@@ -1,0 +1,202 @@
+"""From a stack to a FleetPlan: every downstream part reads the plan and nothing else."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from planner import sharding
+from planner.config import ModelConfig, StackConfig, parse_stack, read_stack_file
+from planner.engine_key import EngineSpec, engine_spec
+from planner.errors import PlanError, Problem
+from planner.gpus import gpus
+from planner.memory import GIB, RankMemory, rank_memory, weight_format
+from planner.model import ModelFacts
+from planner.sources import facts_of, fingerprint
+
+CPU_KV_CACHE_TOKENS = 16_384
+"""Most tokens that the CPU backend's KV cache holds unless the stack asks for more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPlan:
+    """One model, decided. `config` has every default filled in, and the fingerprint of local weights as revision."""
+
+    name: str
+    config: ModelConfig
+    facts: ModelFacts
+    world_size: int
+    nodes: int
+    ranks_per_node: int
+    memory: tuple[RankMemory, ...]
+    engine: EngineSpec
+    warnings: tuple[str, ...]
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache of a whole replica holds: the rank with least room decides."""
+        return min(rank.kv_tokens for rank in self.memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetPlan:
+    """A whole stack, decided."""
+
+    cloud: str
+    models: tuple[ModelPlan, ...]
+
+
+def plan_file(path: Path) -> FleetPlan:
+    """The plan of a stack file; relative paths in it start at its folder. Raises PlanError with all problems."""
+    parsed = parse_stack(read_stack_file(path))
+    return _plan(parsed.cloud, parsed.models, path.parent, list(parsed.problems))
+
+
+def plan_stack(config: StackConfig, *, base_dir: Path) -> FleetPlan:
+    """The plan of a stack; relative paths in it start at `base_dir`. Raises PlanError with all problems."""
+    return _plan(config.cloud, dict(enumerate(config.models)), base_dir, [])
+
+
+def plan_model(model: ModelConfig, *, base_dir: Path, key: str) -> ModelPlan:
+    """The plan of one model; `key` is its place in the stack file. Raises PlanError with all its problems."""
+    facts = facts_of(model, base_dir, key)
+    resolved = resolve(model, facts, base_dir)
+    problems = [*_suitability(resolved, facts, key), *sharding.check(resolved, facts, key)]
+    if problems:
+        raise PlanError(problems)
+    memory = rank_memory(resolved, facts)
+    if not all(rank.fits for rank in memory):
+        raise PlanError([_does_not_fit(resolved, facts, memory, key)])
+    nodes = 1 if resolved.backend == "cpu" else -(-resolved.world_size // resolved.gpus_per_node)
+    return ModelPlan(
+        name=resolved.name,
+        config=resolved,
+        facts=facts,
+        world_size=resolved.world_size,
+        nodes=nodes,
+        ranks_per_node=resolved.world_size // nodes,
+        memory=memory,
+        engine=engine_spec(resolved, facts),
+        warnings=(*sharding.warnings(resolved), *_risks(resolved)),
+    )
+
+
+def resolve(model: ModelConfig, facts: ModelFacts, base_dir: Path) -> ModelConfig:
+    """The model with the defaults filled in that depend on its facts."""
+    update: dict[str, object] = {}
+    max_seq_len = model.max_seq_len
+    if "max_seq_len" not in model.model_fields_set:
+        max_seq_len = update["max_seq_len"] = min(facts.max_position_embeddings, model.max_seq_len)
+    if model.revision is None:
+        update["revision"] = fingerprint(model, base_dir)
+    if model.backend == "cpu":
+        update["gpus_per_node"] = model.world_size
+        if model.serving.kv_cache_tokens is None:
+            tokens = max(max_seq_len, min(model.max_batch_size * max_seq_len, CPU_KV_CACHE_TOKENS))
+            update["serving"] = model.serving.model_copy(update={"kv_cache_tokens": tokens})
+    return model.model_copy(update=update)
+
+
+def _plan(cloud: str, models: Mapping[int, ModelConfig], base_dir: Path, problems: list[Problem]) -> FleetPlan:
+    plans: list[ModelPlan] = []
+    for index, model in models.items():
+        try:
+            plans.append(plan_model(model, base_dir=base_dir, key=f"models[{index}]"))
+        except PlanError as error:
+            problems += error.problems
+    if problems:
+        raise PlanError(problems)
+    return FleetPlan(cloud=cloud, models=tuple(plans))
+
+
+def _suitability(model: ModelConfig, facts: ModelFacts, key: str) -> list[Problem]:
+    found: list[tuple[str, str, str, str]] = []
+    family, stored = facts.family, facts.checkpoint_quantization
+    if model.backend not in family.backends:
+        cost = f"the {model.backend} backend has no {facts.architecture}; the engine could not be built"
+        found.append(
+            (
+                "backend",
+                f"{model.backend} does not run {family.name}",
+                cost,
+                f"give one of {', '.join(sorted(family.backends))}",
+            )
+        )
+    elif model.backend == "cpu" and facts.rope_scaling:
+        cost = "positions would be encoded wrongly, and answers be nonsense"
+        found.append(
+            ("backend", f"the CPU engine has no RoPE scaling ({facts.rope_scaling})", cost, "choose a GPU backend")
+        )
+    if stored and model.backend == "cpu":
+        cost = "the CPU engine reads unquantised checkpoints and GGUF; the build would fail"
+        found.append(("source", f"the weights are stored as {stored.method}", cost, "give an unquantised checkpoint"))
+    if stored and model.backend == "tensorrt" and stored.method not in ("gptq", "awq", "modelopt"):
+        cost = "convert_checkpoint.py does not read it; the build would fail"
+        found.append(
+            (
+                "source",
+                f"the weights are stored as {stored.method}",
+                cost,
+                "choose backend: pytorch, or an unquantised checkpoint",
+            )
+        )
+    if stored and model.quantization.weights != "none":
+        cost = "quantising twice is refused by the tools, and would lose accuracy"
+        found.append(
+            (
+                "quantization.weights",
+                f"the weights are already stored as {stored.method}",
+                cost,
+                "remove it, or give an unquantised checkpoint",
+            )
+        )
+    needed = {"fp8": (8, 9), "fp8_block": (9, 0), "mxfp4": (9, 0), "nvfp4": (10, 0)}.get(weight_format(model, facts)[0])
+    gpu = gpus()[model.gpu] if model.gpu else None
+    if stored and gpu and needed and gpu.capability < needed:
+        cost = f"{gpu.name} has compute capability {gpu.compute_capability}; there are no kernels for it"
+        found.append(
+            (
+                "gpu",
+                f"weights stored as {stored.method} need compute capability {needed[0]}.{needed[1]}",
+                cost,
+                "choose a newer GPU",
+            )
+        )
+    if model.max_seq_len > facts.max_position_embeddings:
+        cost = "positions beyond what the model was trained on give nonsense"
+        what = f"{model.max_seq_len} tokens, but the model has {facts.max_position_embeddings} positions"
+        found.append(("max_seq_len", what, cost, f"give at most {facts.max_position_embeddings}"))
+    return [Problem(key=f"{key}.{field}", what=what, consequence=cost, fix=fix) for field, what, cost, fix in found]
+
+
+def _does_not_fit(model: ModelConfig, facts: ModelFacts, memory: tuple[RankMemory, ...], key: str) -> Problem:
+    worst = min(memory, key=lambda rank: (rank.kv_tokens, rank.margin_bytes or 0))
+    if worst.capacity_bytes is None:
+        return Problem(
+            key=f"{key}.serving.kv_cache_tokens",
+            what=f"{worst.kv_tokens} tokens, fewer than max_seq_len {model.max_seq_len}",
+            consequence="a request of max_seq_len would wait for ever",
+            fix=f"give at least {model.max_seq_len}, or lower max_seq_len",
+        )
+    device = " ".join(filter(None, (model.gpu, model.mig_profile)))
+    needed = worst.capacity_bytes - (worst.margin_bytes or 0)
+    fitting = sharding.smallest_that_fits(model, facts)
+    fix = (
+        f"smallest that fits: tensor_parallel {fitting.tensor_parallel}, pipeline_parallel {fitting.pipeline_parallel}"
+        if fitting
+        else "choose a larger GPU, quantise the weights, or lower max_seq_len, max_num_tokens or max_batch_size"
+    )
+    return Problem(
+        key=f"{key}.tensor_parallel",
+        what=(
+            f"rank {worst.rank} needs about {needed / GIB:.1f} GiB (estimate) for one request of "
+            f"{model.max_seq_len} tokens, and {device} has {worst.capacity_bytes / GIB:.1f} GiB"
+        ),
+        consequence="the engine would run out of memory while it loads",
+        fix=fix,
+    )
+
+
+def _risks(model: ModelConfig) -> tuple[str, ...]:
+    if model.backend == "tensorrt" and model.quantization.weights == "nvfp4":
+        return ("nvfp4 on the engine path has been reported to lose much accuracy; compare answers before serving",)
+    return ()

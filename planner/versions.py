@@ -1,0 +1,48 @@
+"""The one place where versions are pinned. requirements*.txt repeat some of them; a test holds them together."""
+
+from dataclasses import dataclass
+from typing import Final
+
+TENSORRT_LLM: Final = "1.2.1"
+TENSORRT: Final = "10.14.1.48"
+CPU_ENGINE: Final = "1"
+"""Format of the CPU engine's files; it changes whenever an older engine could no longer be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """A container image and what it carries."""
+
+    reference: str
+    tensorrt_llm: str
+    tensorrt: str
+    cuda: str
+    driver: str
+    python: str
+
+
+TRITON_IMAGE: Final = Image(
+    # The last tag that NVIDIA's compatibility table gives for TensorRT-LLM 1.2.1; engines are built in this same image.
+    reference="nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3",
+    tensorrt_llm=TENSORRT_LLM,
+    tensorrt=TENSORRT,
+    cuda="13.1",
+    driver="590.44.01",
+    python="3.12.3",
+)
+
+LEADER_WORKER_SET: Final = "0.10.0"
+"""Chart and CRD of LeaderWorkerSet."""
+
+PYTHON_PACKAGES: Final = {
+    "pulumi": "3.272.0",
+    "pulumi-aws": "7.51.1",
+    "pulumi-azure-native": "3.29.0",
+    "pulumi-eks": "4.4.0",
+    "pulumi-gcp": "10.2.0",
+    "pulumi-kubernetes": "4.34.2",
+    "pydantic": "2.14.3",
+    "ruamel.yaml": "0.19.1",
+    "tritonclient": "2.73.0",
+}
+"""What the Pulumi program imports: the pins of requirements.txt."""

@@ -1,0 +1,1 @@
+"""What runs where the engines are: build, store, launch and serve. Imports no other room, so it ships alone."""

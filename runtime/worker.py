@@ -1,0 +1,131 @@
+"""A worker host: joins the leader, runs the MPI daemon that it asks for, and ends it all when the leader is gone."""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from runtime.process_tree import ProcessTree
+from runtime.rank import HOST_VARIABLE, HostSettings
+from runtime.rendezvous import Channel, ConnectionLost, Message, Timing, TryAgain, join
+
+REJOIN_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the leader is, and which worker this is. The address is a name or an IP address."""
+
+    leader_address: str
+    port: int
+    index: int
+    token: bytes
+    timing: Timing
+
+
+async def run(settings: HostSettings, engine: str, place: Place, say: Callable[[str], None]) -> int:
+    """Serves leader after leader until SIGTERM or SIGINT; then returns 0. Raises Refusal."""
+    serving = asyncio.create_task(_serve(settings, engine, place, say))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, serving.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
+    say("stopped")
+    return 0
+
+
+async def _serve(settings: HostSettings, engine: str, place: Place, say: Callable[[str], None]) -> None:
+    about: Message = {"engine": engine, "ranks_per_host": settings.ranks_per_host, "host": settings.host}
+    told = ""
+    while True:
+        try:
+            channel = await join(place.leader_address, place.port, place.token, place.index, about, place.timing)
+        except (ConnectionLost, TryAgain) as problem:
+            # A leader that is not up yet is the normal case, so it is said once, not twice a second.
+            if str(problem) != told:
+                told = str(problem)
+                say(f"waiting for the leader: {problem}")
+            await asyncio.sleep(REJOIN_SECONDS)
+            continue
+        told = ""
+        say(f"worker {place.index} joined the leader at {channel.remote_address}")
+        host = Host(settings, channel, say)
+        try:
+            await host.serve()
+        except ConnectionLost as lost:
+            say(f"lost the leader ({lost}); ending this host's ranks")
+        finally:
+            await host.end()
+            await channel.close()
+
+
+class Host:
+    """What one leader runs here: at most one MPI daemon, with the ranks below it."""
+
+    def __init__(self, settings: HostSettings, channel: Channel, say: Callable[[str], None]) -> None:
+        self.settings, self.channel, self.say = settings, channel, say
+        self.tree: ProcessTree | None = None
+        self.watch: asyncio.Task[None] | None = None
+
+    async def serve(self) -> None:
+        """Answers the leader until the connection is lost, which it raises."""
+        while True:
+            message = await self.channel.receive()
+            if message["do"] == "run":
+                await self.end()
+                await self._start(str(message["command"]))
+            elif message["do"] == "end":
+                await self.end()
+                self.channel.send({"did": "end"})
+
+    async def end(self) -> None:
+        if self.tree is not None:
+            await self.tree.end()
+            self.tree = None
+        if self.watch is not None:
+            await self.watch
+            self.watch = None
+
+    async def _start(self, command: str) -> None:
+        self.tree = ProcessTree()
+        env = rank_host_environment(self.settings, self.tree, self.channel.local_address)
+        await self.tree.start(["/bin/sh", "-c", command], env, self.say)
+        self.watch = asyncio.create_task(self._watch(self.tree))
+
+    async def _watch(self, tree: ProcessTree) -> None:
+        status = await tree.wait()
+        self.channel.send({"did": "run", "status": status})
+
+
+def rank_host_environment(settings: HostSettings, tree: ProcessTree, address: str | None) -> dict[str, str]:
+    """The environment of mpirun or its daemon on this host; the ranks below it inherit it.
+
+    `address` is this host's own towards the other hosts, None in a group of one host.
+    """
+    here = dataclasses.replace(
+        settings,
+        tree_directory=str(tree.directory),
+        shm_prefix=tree.shm_prefix,
+        interface=interface_of(address) if address else None,
+    )
+    return {
+        **os.environ,
+        HOST_VARIABLE: here.to_json(),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "TMPDIR": str(tree.directory),
+    }
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has this address."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == address for each in addresses):
+            return name
+    return None

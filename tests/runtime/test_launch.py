@@ -1,0 +1,262 @@
+"""A group on this host, for real: three tritonservers in one MPI world, killed in every place it can break."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from runtime.launch import main
+from runtime.leader import back_off_seconds
+from runtime.process_tree import NAME_PREFIX, ProcessTree
+from tests.runtime.launched import Launched, free_ports, publish_engine, until, write_model_repository
+
+RANKS = 3
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    directory = tmp_path_factory.mktemp("models")
+    repository = write_model_repository(directory / "repository")
+    return ["--model-repository", str(repository), "--engine", str(publish_engine(directory / "store", RANKS))]
+
+
+@pytest.fixture
+def launch(tmp_path: Path, arguments: list[str]) -> Generator[Callable[..., Launched]]:
+    started: list[Launched] = []
+
+    def start(*more: str, env: dict[str, str] | None = None) -> Launched:
+        http, grpc, metrics = map(str, free_ports(3))
+        ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
+        started.append(Launched(tmp_path / str(len(started)), [*arguments, *ports, *more], env or {}))
+        return started[-1]
+
+    yield start
+    for launched in started:
+        launched.destroy()
+
+
+def test_every_rank_takes_part_in_an_answer(launch: Callable[..., Launched]) -> None:
+    group = launch()
+    state = group.ready()
+    assert [rank["rank"] for rank in state["ranks"]] == [0, 1, 2]
+    assert group.ask(7) == 7 * (1 + 2 + 3)
+    assert psutil.Process(state["launcher"]).pid == group.process.pid
+    log = (group.run_dir / "rank1.log").read_text()
+    assert log
+    assert all(line.startswith("[rank 1] ") for line in log.splitlines())
+
+
+def tritonserver_of(rank: int) -> Callable[[Launched], int]:
+    return lambda group: group.state()["ranks"][rank]["server"]
+
+
+def stub_of(rank: int) -> Callable[[Launched], int]:
+    def find(group: Launched) -> int:
+        (stub,) = psutil.Process(group.state()["ranks"][rank]["server"]).children()
+        return stub.pid
+
+    return find
+
+
+def rank_process_of(rank: int) -> Callable[[Launched], int]:
+    return lambda group: group.state()["ranks"][rank]["pid"]
+
+
+def mpirun(group: Launched) -> int:
+    return next(p.pid for p in group.processes() if p.name() in ("mpirun", "prterun"))
+
+
+def keeper(group: Launched) -> int:
+    (child,) = psutil.Process(group.process.pid).children()
+    return child.pid
+
+
+@pytest.mark.parametrize(
+    ("victim", "blamed"),
+    [
+        pytest.param(tritonserver_of(0), "rank 0 on .*: tritonserver was killed by signal 9", id="server-0"),
+        pytest.param(tritonserver_of(1), "rank 1 on .*: tritonserver was killed by signal 9", id="server-1"),
+        pytest.param(stub_of(0), "rank 0 on .*: the model process", id="stub-0"),
+        pytest.param(stub_of(1), "rank 1 on .*: (the model process|tritonserver ended)", id="stub-1"),
+        pytest.param(rank_process_of(1), "rank 1: its process was killed by signal 9", id="rank-1"),
+        pytest.param(mpirun, "mpirun was killed by signal 9", id="mpirun"),
+        pytest.param(keeper, "mpirun was killed by signal 9", id="keeper"),
+    ],
+)
+def test_losing_any_part_ends_the_whole_group_and_starts_it_again(
+    launch: Callable[..., Launched], victim: Callable[[Launched], int], blamed: str
+) -> None:
+    group = launch()
+    group.ready()
+    before = group.processes()
+    assert len(before) == 2 + 3 * RANKS  # keeper, mpirun; and per rank: rank process, server, stub
+    pid = victim(group)
+    killed = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: group.state()["phase"] != "ready", "the loss is noticed", 10)
+    noticed = time.monotonic()
+    state = group.ready(generation=2)
+    print(f"\nnoticed after {noticed - killed:.2f} s, ready again after {time.monotonic() - killed:.2f} s")
+    assert not [p for p in before if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert state["generation"] == 2
+    assert re.search(blamed, state["reason"]), state["reason"]
+    assert group.ask(1) == 6
+    assert not shared_memory_left()
+
+
+def shared_memory_left() -> list[Path]:
+    """Directories and regions of trees whose launcher is gone. Other groups on this host may be running."""
+    in_use = {p.info["cmdline"][3] for p in psutil.process_iter(["cmdline"]) if is_keeper(p.info["cmdline"])}
+    return [
+        path
+        for path in Path("/dev/shm").glob(f"{NAME_PREFIX}*")
+        if not any(str(path).startswith(directory) for directory in in_use)
+    ]
+
+
+def is_keeper(cmdline: list[str] | None) -> bool:
+    return bool(cmdline) and len(cmdline) > 3 and cmdline[2].endswith("process_tree.py")
+
+
+def test_killing_the_launcher_leaves_nothing(launch: Callable[..., Launched]) -> None:
+    group = launch()
+    group.ready()
+    before = group.processes()
+    group.process.kill()
+    gone, alive = psutil.wait_procs(before, timeout=5)
+    assert not alive
+    assert len(gone) == 2 + 3 * RANKS
+    until(lambda: not shared_memory_left(), "shared memory removed", 2)
+
+
+def test_killing_launcher_and_keeper_together_leaves_no_process(launch: Callable[..., Launched]) -> None:
+    group = launch()
+    group.ready()
+    before = group.processes()
+    os.kill(keeper(group), signal.SIGSTOP)
+    group.process.kill()
+    for process in before[:1]:
+        process.kill()
+    _, alive = psutil.wait_procs(before, timeout=5)
+    assert not alive
+    ProcessTree.remove_stale()
+    assert not shared_memory_left()
+
+
+def test_requests_in_flight_end_before_the_ranks_do(launch: Callable[..., Launched]) -> None:
+    group = launch()
+    group.ready()
+    before = group.processes()
+    answers: list[int] = []
+    slow = threading.Thread(target=lambda: answers.append(group.ask(2000)))
+    slow.start()
+    time.sleep(0.8)
+    group.process.send_signal(signal.SIGTERM)
+    time.sleep(0.4)
+    with pytest.raises((urllib.error.URLError, ConnectionError)):
+        urllib.request.urlopen(f"http://{group.state()['http']}/v2/health/ready", timeout=2)
+    slow.join()
+    assert answers == [12000]
+    assert group.process.wait(10) == 0
+    assert not [p for p in before if p.is_running()]
+    assert group.state()["phase"] == "stopped"
+    assert group.state()["ranks"] == []
+
+
+def test_a_second_signal_ends_everything_at_once(launch: Callable[..., Launched]) -> None:
+    group = launch()
+    group.ready()
+    before = group.processes()
+    threading.Thread(target=lambda: ask_ignoring_failure(group), daemon=True).start()
+    time.sleep(0.8)
+    begun = time.monotonic()
+    group.process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    group.process.send_signal(signal.SIGINT)
+    assert group.process.wait(3) != 0
+    _, alive = psutil.wait_procs(before, timeout=3)
+    assert not alive
+    assert time.monotonic() - begun < 5  # the request alone takes longer
+
+
+def ask_ignoring_failure(group: Launched) -> None:
+    try:
+        group.ask(8000)
+    except subprocess.CalledProcessError:
+        return
+
+
+def test_a_model_that_cannot_load_is_reported_once_and_not_retried(launch: Callable[..., Launched]) -> None:
+    group = launch(env={"TEST_FAILING_RANK": "1"})
+    assert group.process.wait(20) == 1
+    said = group.log()
+    assert "this rank was told to fail" in said
+    assert said.count("starting 3 ranks") == 1
+    assert len(said.splitlines()) < 25
+    assert not shared_memory_left()
+
+
+def test_one_run_directory_has_one_launcher(
+    launch: Callable[..., Launched], capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = launch()
+    until(lambda: group.state()["phase"], "state.json is written")
+    assert main([*group.arguments, "--run-dir", str(group.run_dir)]) == 2
+    assert "another launcher" in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_refused_with_its_holder(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        assert main([*arguments, "--run-dir", str(tmp_path), "--http-port", str(port)]) == 2
+    said = capsys.readouterr().err
+    assert f"http port {port}" in said
+    assert f"pid {os.getpid()}" in said
+    assert "--http-port" in said
+
+
+def test_a_wrong_world_size_is_refused_before_anything_starts(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--run-dir", str(tmp_path), "--ranks-per-host", "2"]) == 2
+    said = capsys.readouterr().err
+    assert "3 ranks" in said
+    assert "the group has 2" in said
+    assert not (tmp_path / "state.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--group-size", "2"], "--leader-address"),
+        (["--group-size", "3", "--leader-address", "127.0.0.1", "--worker-index", "3"], "worker index 3"),
+        (["--group-size", "3", "--leader-address", "127.0.0.1"], "openssl rand -hex 32"),
+        (["--group-size", "2", "--leader-address", "127.0.0.1"], "do not divide evenly"),
+        (["--model-repository", "/nonexistent"], "no model tensorrt_llm"),
+        (["--engine", "/nonexistent"], "manifest.json"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_fix(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+) -> None:
+    assert main([*arguments, "--run-dir", str(tmp_path), *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_back_off_grows_to_a_minute_and_starts_at_once() -> None:
+    pauses = [back_off_seconds(failures) for failures in range(1, 12)]
+    assert pauses[:5] == [0, 1, 2, 4, 8]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 60
