@@ -110,12 +110,12 @@ def chat_prompt(tokenizer: Path, question: str, system: str | None) -> str:
 
 def ask(model: str, server: str, prompt: str, options: dict[str, Any], show: Callable[[str], None]) -> Answer:
     """Send `prompt`, pass on each piece of text to `show`. Raises Refusal; interrupted, it frees the engine's slot."""
-    inputs = list(_inputs(prompt, options))
+    inputs = list(tensors(prompt, options))
     started, first, last = time.monotonic(), 0.0, 0.0
     pieces: list[str] = []
     counts = {"num_input_tokens": 0, "num_output_tokens": 0}
     try:
-        for result in _stream(server, inputs):
+        for result in stream(server, inputs):
             last = time.monotonic()
             first = first or last
             piece = b"".join(result.as_numpy("text_output").reshape(-1).tolist()).decode("utf-8", errors="replace")
@@ -148,8 +148,8 @@ def ask(model: str, server: str, prompt: str, options: dict[str, Any], show: Cal
     )
 
 
-def _stream(server: str, inputs: list[Any]) -> Iterator[Any]:
-    """The responses of one streamed request; leaving early cancels it."""
+def stream(server: str, inputs: list[Any], model: str = MODEL) -> Iterator[Any]:
+    """The responses that carry text, of one streamed request; leaving early cancels it."""
     responses: queue.Queue[tuple[Any, Any]] = queue.Queue()
     client = triton.InferenceServerClient(server)
 
@@ -158,7 +158,7 @@ def _stream(server: str, inputs: list[Any]) -> Iterator[Any]:
 
     try:
         client.start_stream(callback)
-        client.async_stream_infer(MODEL, inputs, enable_empty_final_response=True)
+        client.async_stream_infer(model, inputs, enable_empty_final_response=True)
         while True:
             result, error = responses.get(timeout=SILENCE_SECONDS)
             if error is not None:
@@ -172,7 +172,8 @@ def _stream(server: str, inputs: list[Any]) -> Iterator[Any]:
         client.close()
 
 
-def _inputs(prompt: str, options: dict[str, Any]) -> Iterator[Any]:
+def tensors(prompt: str, options: dict[str, Any]) -> Iterator[Any]:
+    """The request's input tensors; `options` holds max_tokens, and what is not None of the sampling parameters."""
     yield _tensor("text_input", np.array([[prompt.encode()]], np.object_))
     yield _tensor("max_tokens", np.array([[options["max_tokens"]]], np.int32))
     for name in ("stream", "return_num_input_tokens", "return_num_output_tokens"):

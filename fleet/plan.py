@@ -109,7 +109,7 @@ def _report_of_model(args: argparse.Namespace) -> _Report:
         raise _UsageError(map(_as_flag, parsed.problems))
     model = parsed.models[0]
     try:
-        facts = sources.facts_of(model, Path(), "--model")
+        facts = sources.facts_of(model, Path(), "models[0]")
         if "tensorrt" in facts.family.backends and args.gpu is not None:
             model = model.model_copy(update={"backend": "tensorrt"})
         model = resolve(model, facts, Path())
@@ -137,10 +137,11 @@ def _source_of(name: str) -> dict[str, str]:
 
 
 def _as_flag(problem: Problem) -> Problem:
-    field = problem.key.removeprefix("models[0].").split(".")[0]
+    field, _, rest = problem.key.removeprefix("models[0].").partition(".")
     flags = {"source": "--model", "gpu": "--gpu", "gpus_per_node": "--gpus-per-node", "backend": "--gpu"}
     fix = "give --gpu" if field == "backend" else problem.fix
-    return Problem(key=flags.get(field, problem.key), what=problem.what, consequence=problem.consequence, fix=fix)
+    key = flags.get(field, problem.key) + (f": {rest}" if rest else "")
+    return Problem(key=key, what=problem.what, consequence=problem.consequence, fix=fix)
 
 
 def _usage(key: str, what: str, fix: str) -> Problem:

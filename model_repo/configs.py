@@ -9,6 +9,8 @@ from model_repo import tensors
 from model_repo.tensors import Tensor
 
 CANCELLATION_CHECK_PERIOD_MS = 100
+MAX_BLS_INSTANCES = 64
+"""Each is a process with the tokenizer in it: tens of MB for a vocabulary of 50,000, over 100 MB for 128,000."""
 
 
 def preprocessing(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
@@ -43,28 +45,33 @@ def tensorrt_llm(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
 
 
 def tensorrt_llm_bls(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
-    """Text to text, streamed without split characters. One instance serves all requests, a thread for each."""
+    """Text to text, streamed without split characters. As many requests at once as instances; the others wait here."""
     config = _python(
         "tensorrt_llm_bls", model, (client for client, _, _ in tensors.CLIENT_INPUTS), tensors.CLIENT_OUTPUTS
     )
     config.model_transaction_policy.decoupled = True
+    config.instance_group[0].count = min(model.config.max_batch_size, MAX_BLS_INSTANCES)
+    # One request to an instance: it would serve a batch one after the other.
+    config.max_batch_size = 1
+    config.dynamic_batching.default_queue_policy.max_queue_size = model.config.serving.max_queue_size
     _parameters(
         config,
         tensorrt_llm_model_name="tensorrt_llm",
         tensorrt_llm_backend=model.config.backend,
         tokenizer_dir=f"{engine_dir}/tokenizer",
         gpt_model_path=engine_dir,
-        max_requests=model.config.max_batch_size + model.config.serving.max_queue_size,
     )
     return config
 
 
 def ensemble(model: ModelPlan) -> pb.ModelConfig:
     """The client's tensors over preprocessing, tensorrt_llm and postprocessing; on pytorch over tensorrt_llm_bls."""
-    config = pb.ModelConfig(name="ensemble", platform="ensemble", max_batch_size=model.config.max_batch_size)
+    steps_on_bls = model.config.backend == "pytorch"
+    batch = 1 if steps_on_bls else model.config.max_batch_size
+    config = pb.ModelConfig(name="ensemble", platform="ensemble", max_batch_size=batch)
     clients = [client for client, _, _ in tensors.CLIENT_INPUTS]
     _declare(config, clients, tensors.CLIENT_OUTPUTS)
-    if model.config.backend == "pytorch":
+    if steps_on_bls:
         same = {tensor.name: tensor.name for tensor in [*clients, *tensors.CLIENT_OUTPUTS]}
         _step(config, "tensorrt_llm_bls", [c.name for c in clients], [t.name for t in tensors.CLIENT_OUTPUTS], same)
         return config

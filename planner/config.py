@@ -1,5 +1,6 @@
 """The stack file, typed. The only reader of configuration: nothing else looks into a stack file."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,14 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning
 
 from planner.config_problems import cross_field_problems, problems_of
 from planner.errors import PlanError, Problem, did_you_mean, shown
 from planner.untyped import as_list, as_mapping
 
 NAMESPACE = "tritonfleet"
-MAX_STACK_FILE_BYTES = 1 << 20
+MAX_STACK_FILE_BYTES = 128 << 10
 
 WeightQuantization = Literal["none", "fp8", "int8_wo", "int4_wo", "int4_awq", "w4a8_awq", "int8_sq", "nvfp4"]
 KvCacheQuantization = Literal["none", "fp8", "int8"]
@@ -87,6 +88,11 @@ class ModelConfig(_Strict):
     def world_size(self) -> int:
         """Ranks of one replica."""
         return self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def converted(self) -> bool:
+        """Whether convert_checkpoint.py makes the engine's checkpoint; what needs calibration, quantize.py makes."""
+        return self.quantization.kv_cache == "none" and self.quantization.weights in ("none", "int8_wo", "int4_wo")
 
 
 class StackConfig(_Strict):
@@ -215,16 +221,20 @@ def _read_yaml(path: Path) -> object:
         )
 
     try:
-        if path.stat().st_size > MAX_STACK_FILE_BYTES:
-            raise refuse(f"larger than {MAX_STACK_FILE_BYTES >> 20} MiB", "give a stack file: Pulumi.<stack>.yaml")
-        text = path.read_bytes().decode("utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_STACK_FILE_BYTES + 1)
+        if len(content) > MAX_STACK_FILE_BYTES:
+            raise refuse(f"larger than {MAX_STACK_FILE_BYTES >> 10} KiB", "give a stack file: Pulumi.<stack>.yaml")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise refuse(f"not UTF-8 text (byte {error.start})", "save the file as UTF-8") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a file name"
         raise refuse(f"cannot be read: {reason}", "give the path of a stack file, stacks/Pulumi.<stack>.yaml") from None
     try:
-        return YAML(typ="safe", pure=True).load(text)  # pyright: ignore[reportUnknownMemberType]
+        # A reused anchor is legal YAML; ruamel would warn of it on standard error.
+        with warnings.catch_warnings(action="ignore", category=ReusedAnchorWarning):
+            return YAML(typ="safe", pure=True).load(text)  # pyright: ignore[reportUnknownMemberType]
     except MarkedYAMLError as error:
         raise refuse(_where_and_why(error), "correct that line") from None
     except RecursionError:

@@ -12,6 +12,9 @@ from planner.gpus import OLDEST_SUPPORTED, gpus
 if TYPE_CHECKING:
     from planner.config import ModelConfig
 
+Finding = tuple[str, str, str, str]
+"""Field, what is wrong, consequence, fix: a Problem whose key still lacks the model's place in the file."""
+
 # What a wrong value of the key would have cost. Keys not named here share the last line.
 _CONSEQUENCE = {
     "cloud": "nothing says where to run",
@@ -76,10 +79,7 @@ def cross_field_problems(model: "ModelConfig", key: str) -> list[Problem]:
     return [Problem(key=f"{key}.{field}", what=what, consequence=cost, fix=fix) for field, what, cost, fix in found]
 
 
-_Finding = tuple[str, str, str, str]
-
-
-def _source(model: "ModelConfig") -> Iterator[_Finding]:
+def _source(model: "ModelConfig") -> Iterator[Finding]:
     scheme, separator, rest = model.source.partition("://")
     if not separator:
         return
@@ -108,7 +108,7 @@ def _source(model: "ModelConfig") -> Iterator[_Finding]:
         yield "revision", f"{model.revision} moves", _CONSEQUENCE["revision"], fix
 
 
-def _cpu(model: "ModelConfig") -> Iterator[_Finding]:
+def _cpu(model: "ModelConfig") -> Iterator[Finding]:
     given = model.model_fields_set
     for field in ("gpu", "gpus_per_node", "mig_profile", "build", "max_num_tokens"):
         if field in given and getattr(model, field) is not None:
@@ -134,7 +134,7 @@ def _cpu(model: "ModelConfig") -> Iterator[_Finding]:
         )
 
 
-def _gpu(model: "ModelConfig") -> Iterator[_Finding]:
+def _gpu(model: "ModelConfig") -> Iterator[Finding]:
     if model.serving.kv_cache_tokens is not None:
         fix = "give serving.kv_cache_free_gpu_mem_fraction"
         yield "serving.kv_cache_tokens", "is for backend: cpu", "it would have no effect", fix
@@ -181,7 +181,7 @@ def _gpu(model: "ModelConfig") -> Iterator[_Finding]:
         yield from _mig(gpu.name, gpu.mig_gib, model.mig_profile)
 
 
-def _pytorch(model: "ModelConfig") -> Iterator[_Finding]:
+def _pytorch(model: "ModelConfig") -> Iterator[Finding]:
     if "build" in model.model_fields_set:
         cost = "it would have no effect: the PyTorch backend has no trtllm-build step"
         yield "build", "is for backend: tensorrt", cost, "remove it"
@@ -194,7 +194,7 @@ def _pytorch(model: "ModelConfig") -> Iterator[_Finding]:
         yield "quantization.kv_cache", "int8 is for backend: tensorrt", cost, "choose fp8 or none"
 
 
-def _mig(gpu: str, profiles: Mapping[str, float | None], profile: str) -> Iterator[_Finding]:
+def _mig(gpu: str, profiles: Mapping[str, float | None], profile: str) -> Iterator[Finding]:
     if not profiles:
         yield (
             "mig_profile",

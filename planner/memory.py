@@ -81,7 +81,7 @@ def pp_layers(layers: int, stages: int) -> list[int]:
 def weight_format(model: ModelConfig, facts: ModelFacts) -> tuple[str, int | None]:
     """Number format of the linear layers, and how many inputs share a scale (None: all of them)."""
     stored = facts.checkpoint_quantization
-    if model.backend != "cpu" and stored and model.quantization.weights == "none":
+    if model.backend != "cpu" and stored:
         return stored.weights, stored.group_size
     weights = model.quantization.weights
     # quantize.py's --awq_block_size default; NVFP4 is defined with blocks of 16.

@@ -17,11 +17,14 @@ class Family:
     """What differs between families. Biases and norms are counts of tensors that other families lack.
 
     `backends`: TensorRT-LLM 1.2.1 builds engines for what its MODEL_MAP names; the rest run on the PyTorch backend;
-    the CPU engine computes Llama's layers.
+    the CPU engine computes Llama's layers. `engine_pipeline`, `engine_weight_only`: whether the family's
+    convert_checkpoint.py has --pp_size and --use_weight_only.
     """
 
     name: str
     backends: frozenset[Backend] = _GPU
+    engine_pipeline: bool = True
+    engine_weight_only: bool = True
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: bool = False
@@ -39,10 +42,10 @@ FAMILIES: dict[str, Family] = {
     "Qwen2ForCausalLM": Family(name="qwen2", qkv_bias=True),
     "Qwen3ForCausalLM": Family(name="qwen3", qk_norm=True),
     "Qwen3MoeForCausalLM": Family(name="qwen3_moe", qk_norm=True),
-    "DeepseekV2ForCausalLM": Family(name="deepseek_v2"),
+    "DeepseekV2ForCausalLM": Family(name="deepseek_v2", engine_weight_only=False),
     "DeepseekV3ForCausalLM": Family(name="deepseek_v3", backends=_PYTORCH),
-    "Gemma2ForCausalLM": Family(name="gemma2", norms_per_layer=4, tied_by_default=True),
-    "Phi3ForCausalLM": Family(name="phi3"),
+    "Gemma2ForCausalLM": Family(name="gemma2", engine_pipeline=False, norms_per_layer=4, tied_by_default=True),
+    "Phi3ForCausalLM": Family(name="phi3", engine_pipeline=False),
     "GptOssForCausalLM": Family(
         name="gpt_oss",
         backends=_PYTORCH,

@@ -1,15 +1,16 @@
 """From a stack to a FleetPlan: every downstream part reads the plan and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from planner import sharding
 from planner.config import ModelConfig, StackConfig, parse_stack, read_stack_file
+from planner.config_problems import Finding
 from planner.engine_key import EngineSpec, engine_spec
 from planner.errors import PlanError, Problem
 from planner.gpus import gpus
-from planner.memory import GIB, RankMemory, rank_memory, weight_format
+from planner.memory import GIB, RankMemory, rank_memory
 from planner.model import ModelFacts
 from planner.sources import facts_of, fingerprint
 
@@ -76,7 +77,7 @@ def plan_model(model: ModelConfig, *, base_dir: Path, key: str) -> ModelPlan:
         ranks_per_node=resolved.world_size // nodes,
         memory=memory,
         engine=engine_spec(resolved, facts),
-        warnings=(*sharding.warnings(resolved), *_risks(resolved)),
+        warnings=(*sharding.warnings(resolved), *_risks(resolved, facts)),
     )
 
 
@@ -109,63 +110,53 @@ def _plan(cloud: str, models: Mapping[int, ModelConfig], base_dir: Path, problem
 
 
 def _suitability(model: ModelConfig, facts: ModelFacts, key: str) -> list[Problem]:
-    found: list[tuple[str, str, str, str]] = []
-    family, stored = facts.family, facts.checkpoint_quantization
+    found = (*_backend(model, facts), *_stored_weights(model, facts))
+    problems = [Problem(key=f"{key}.{field}", what=what, consequence=cost, fix=fix) for field, what, cost, fix in found]
+    if model.max_seq_len > facts.max_position_embeddings:
+        problems.append(
+            Problem(
+                key=f"{key}.max_seq_len",
+                what=f"{model.max_seq_len} tokens, but the model has {facts.max_position_embeddings} positions",
+                consequence="positions beyond what the model was trained on give nonsense",
+                fix=f"give at most {facts.max_position_embeddings}",
+            )
+        )
+    return problems
+
+
+def _backend(model: ModelConfig, facts: ModelFacts) -> Iterator[Finding]:
+    family = facts.family
     if model.backend not in family.backends:
         cost = f"the {model.backend} backend has no {facts.architecture}; the engine could not be built"
-        found.append(
-            (
-                "backend",
-                f"{model.backend} does not run {family.name}",
-                cost,
-                f"give one of {', '.join(sorted(family.backends))}",
-            )
-        )
+        fix = f"give one of {', '.join(sorted(family.backends))}"
+        yield "backend", f"{model.backend} does not run {family.name}", cost, fix
     elif model.backend == "cpu" and facts.rope_scaling:
         cost = "positions would be encoded wrongly, and answers be nonsense"
-        found.append(
-            ("backend", f"the CPU engine has no RoPE scaling ({facts.rope_scaling})", cost, "choose a GPU backend")
-        )
-    if stored and model.backend == "cpu":
-        cost = "the CPU engine reads unquantised checkpoints and GGUF; the build would fail"
-        found.append(("source", f"the weights are stored as {stored.method}", cost, "give an unquantised checkpoint"))
-    if stored and model.backend == "tensorrt" and stored.method not in ("gptq", "awq", "modelopt"):
-        cost = "convert_checkpoint.py does not read it; the build would fail"
-        found.append(
-            (
-                "source",
-                f"the weights are stored as {stored.method}",
-                cost,
-                "choose backend: pytorch, or an unquantised checkpoint",
-            )
-        )
-    if stored and model.quantization.weights != "none":
-        cost = "quantising twice is refused by the tools, and would lose accuracy"
-        found.append(
-            (
-                "quantization.weights",
-                f"the weights are already stored as {stored.method}",
-                cost,
-                "remove it, or give an unquantised checkpoint",
-            )
-        )
-    needed = {"fp8": (8, 9), "fp8_block": (9, 0), "mxfp4": (9, 0), "nvfp4": (10, 0)}.get(weight_format(model, facts)[0])
+        yield "backend", f"the CPU engine has no RoPE scaling ({facts.rope_scaling})", cost, "choose a GPU backend"
+    weight_only = model.quantization.weights in ("int8_wo", "int4_wo")
+    if model.backend == "tensorrt" and weight_only and not family.engine_weight_only:
+        what = f"{family.name}'s convert_checkpoint.py has no --use_weight_only"
+        yield "quantization.weights", what, "the engine could not be built", "give none or fp8, or backend: pytorch"
+
+
+def _stored_weights(model: ModelConfig, facts: ModelFacts) -> Iterator[Finding]:
+    stored, wanted = facts.checkpoint_quantization, model.quantization.weights
+    if stored is None:
+        return
+    if model.backend != "pytorch":
+        cost = f"the {model.backend} backend's build reads unquantised checkpoints; it would fail"
+        fix = "give an unquantised checkpoint, or backend: pytorch"
+        yield "source", f"the weights are stored as {stored.method}", cost, fix
+    elif wanted != "none" and not stored.weights.startswith(wanted):
+        cost = "the PyTorch backend loads weights as they are stored, of another size than planned"
+        fix = "remove it, or give a checkpoint stored so"
+        yield "quantization.weights", f"{wanted}, but the weights are stored as {stored.method}", cost, fix
+    needed = {"fp8": (8, 9), "fp8_block": (9, 0), "mxfp4": (9, 0), "nvfp4": (10, 0)}.get(stored.weights)
     gpu = gpus()[model.gpu] if model.gpu else None
-    if stored and gpu and needed and gpu.capability < needed:
-        cost = f"{gpu.name} has compute capability {gpu.compute_capability}; there are no kernels for it"
-        found.append(
-            (
-                "gpu",
-                f"weights stored as {stored.method} need compute capability {needed[0]}.{needed[1]}",
-                cost,
-                "choose a newer GPU",
-            )
-        )
-    if model.max_seq_len > facts.max_position_embeddings:
-        cost = "positions beyond what the model was trained on give nonsense"
-        what = f"{model.max_seq_len} tokens, but the model has {facts.max_position_embeddings} positions"
-        found.append(("max_seq_len", what, cost, f"give at most {facts.max_position_embeddings}"))
-    return [Problem(key=f"{key}.{field}", what=what, consequence=cost, fix=fix) for field, what, cost, fix in found]
+    if gpu and needed and gpu.capability < needed:
+        what = f"weights stored as {stored.method} need compute capability {needed[0]}.{needed[1]}"
+        cost = f"{gpu.name} has compute capability {gpu.compute_capability}, and no kernels for them"
+        yield "gpu", what, cost, "choose a newer GPU"
 
 
 def _does_not_fit(model: ModelConfig, facts: ModelFacts, memory: tuple[RankMemory, ...], key: str) -> Problem:
@@ -196,7 +187,9 @@ def _does_not_fit(model: ModelConfig, facts: ModelFacts, memory: tuple[RankMemor
     )
 
 
-def _risks(model: ModelConfig) -> tuple[str, ...]:
+def _risks(model: ModelConfig, facts: ModelFacts) -> tuple[str, ...]:
     if model.backend == "tensorrt" and model.quantization.weights == "nvfp4":
         return ("nvfp4 on the engine path has been reported to lose much accuracy; compare answers before serving",)
+    if model.backend == "pytorch" and model.quantization.weights != "none" and not facts.checkpoint_quantization:
+        return (f"planned for {model.quantization.weights} weights: the PyTorch backend needs them stored so already",)
     return ()

@@ -66,28 +66,23 @@ def options(model: ModelConfig, facts: ModelFacts) -> tuple[Option, ...]:
 
 def legal_tensor_parallel(model: ModelConfig, facts: ModelFacts) -> list[int]:
     """The TP degrees up to MAX_WORLD_SIZE that the model allows, whatever the PP."""
-    group = _shared_scale(model, facts)
-    widths = [facts.num_heads, *(width for _, width in _ffn_widths(facts))]
-    grouped = [inputs for _, inputs in _row_inputs(facts)] if group else []
-    return [
-        tp
-        for tp in range(1, min(facts.num_heads, MAX_WORLD_SIZE) + 1)
-        if all(width % tp == 0 for width in widths)
-        and (facts.mla is not None or facts.num_kv_heads % tp == 0 or tp % facts.num_kv_heads == 0)
-        # An unsplit tensor is read as it was written, whatever its size.
-        and (tp == 1 or all(inputs // tp % (group or 1) == 0 for inputs in grouped))
-    ]
+    degrees = range(1, min(facts.num_heads, MAX_WORLD_SIZE) + 1)
+    return [tp for tp in degrees if next(_broken_rules(model, facts, tp), None) is None]
 
 
 def smallest_that_fits(model: ModelConfig, facts: ModelFacts) -> Option | None:
     """The fewest ranks that hold the model, if possible such that they divide or fill nodes.
 
-    Among equals the one with most TP: it answers sooner than PP.
+    Among equals the one with most TP that stays inside a node: TP answers sooner than PP.
     """
     fitting = [option for option in options(model, facts) if option.memory and option.memory.fits]
     nodes = model.gpus_per_node
-    whole = (option for option in fitting if nodes % option.world_size == 0 or option.world_size % nodes == 0)
-    return next(whole, fitting[0] if fitting else None)
+    whole = [option for option in fitting if nodes % option.world_size == 0 or option.world_size % nodes == 0]
+    return min(
+        whole or fitting,
+        key=lambda option: (option.world_size, len(option.warnings), option.pipeline_parallel),
+        default=None,
+    )
 
 
 def warnings(model: ModelConfig) -> tuple[str, ...]:
@@ -130,6 +125,14 @@ def _refusals(model: ModelConfig, facts: ModelFacts) -> Iterator[Refused]:
             consequence="a stage would have no layer; TensorRT-LLM refuses it",
             fix=f"give at most {layers}",
         )
+    if model.backend == "tensorrt" and pp > 1 and not facts.family.engine_pipeline and model.converted:
+        yield Refused(
+            field="pipeline_parallel",
+            rule=f"one stage: {facts.family.name}'s convert_checkpoint.py has no --pp_size",
+            what=f"{facts.family.name}'s convert_checkpoint.py has no --pp_size",
+            consequence="the engine could not be built",
+            fix="give pipeline_parallel: 1, or backend: pytorch",
+        )
     world, per_node = model.world_size, model.gpus_per_node
     if model.backend != "cpu" and world > per_node and world % per_node:
         divisors = [str(n) for n in range(per_node, 0, -1) if world % n == 0][:2]
@@ -152,32 +155,32 @@ def _refusals(model: ModelConfig, facts: ModelFacts) -> Iterator[Refused]:
 
 
 def _tp_refusals(model: ModelConfig, facts: ModelFacts) -> Iterator[Refused]:
-    tp = model.tensor_parallel
-    if tp == 1:
-        return
-
-    def refuse(rule: str, what: str, consequence: str) -> Refused:
+    for rule, what, consequence in _broken_rules(model, facts, model.tensor_parallel):
         fix = f"give one of {', '.join(str(degree) for degree in legal_tensor_parallel(model, facts))}"
-        return Refused(field="tensor_parallel", rule=rule, what=what, consequence=consequence, fix=fix)
+        yield Refused(field="tensor_parallel", rule=rule, what=what, consequence=consequence, fix=fix)
 
+
+def _broken_rules(model: ModelConfig, facts: ModelFacts, tp: int) -> Iterator[tuple[str, str, str]]:
+    """Rule, what breaks it, and the consequence, for one TP degree."""
     heads, kv_heads = facts.num_heads, facts.num_kv_heads
     if heads % tp:
         what = f"{heads} attention heads are not divisible by {tp}"
-        yield refuse(f"TP divides the {heads} attention heads", what, "ranks would hold unequal heads")
+        yield f"TP divides the {heads} attention heads", what, "ranks would hold unequal heads"
     if not facts.mla and kv_heads % tp and tp % kv_heads:
         what = f"{kv_heads} KV heads can be neither divided nor repeated evenly over {tp} ranks"
         rule = f"TP divides the {kv_heads} KV heads, or is a multiple of them"
-        yield refuse(rule, what, "a rank's query heads would lack their KV head")
+        yield rule, what, "a rank's query heads would lack their KV head"
     for name, width in _ffn_widths(facts):
         if width % tp:
             what = f"{name} {width} is not divisible by {tp}"
-            yield refuse(f"TP divides the {name} {width}", what, "the shards would be cut short, and answers wrong")
+            yield f"TP divides the {name} {width}", what, "the shards would be cut short, and answers wrong"
     group = _shared_scale(model, facts)
-    for name, inputs in _row_inputs(facts) if group else ():
+    # An unsplit tensor (TP 1) is read as it was written, whatever its size.
+    for name, inputs in _row_inputs(facts) if group and tp > 1 else ():
         if group and inputs % tp == 0 and inputs // tp % group:
             what = f"{inputs // tp} inputs of {name} per rank are not a multiple of the {group} that share a scale"
             rule = f"inputs of {name} per rank are a multiple of {group}, which share a scale"
-            yield refuse(rule, what, "a scale would belong to two ranks; the checkpoint could not be split")
+            yield rule, what, "a scale would belong to two ranks; the checkpoint could not be split"
 
 
 def _shared_scale(model: ModelConfig, facts: ModelFacts) -> int | None:

@@ -41,6 +41,7 @@ class Generation:
         self.last_lines: deque[str] = deque(maxlen=40)
         self.over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.over_at: float | None = None
+        self.lost_host = False
         self._settings, self._members, self._mpirun, self._on_ranks = settings, dict(members), mpirun, on_ranks
         self._tree = ProcessTree()
         self._agents: asyncio.Server | None = None
@@ -111,6 +112,7 @@ class Generation:
 
     def lost(self, member: Member, why: ConnectionLost) -> None:
         if self._members.get(member.index) is member:
+            self.lost_host = True
             self._ended[member.index].set()
             self.fail(f"worker {member.index} ({member.about['host']}) is lost: {why}")
 

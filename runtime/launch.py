@@ -53,7 +53,14 @@ def say(text: str) -> None:
 
 
 def _launch(options: argparse.Namespace) -> int:
-    options.run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        options.run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(
+            f"the run directory {options.run_dir} cannot be made: {error.strerror}",
+            "state and logs would have no place",
+            "give a directory that this user may write with --run-dir",
+        ) from None
     if options.group_size > 1 and options.leader_address is None:
         raise Refusal(
             f"a group of {options.group_size} hosts needs the leader's address",
@@ -196,8 +203,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--rendezvous-port", type=int, default=8470)
     add("--token-file", type=Path, default=None, help="default: the variable TRITONFLEET_TOKEN")
     add("--leader-address", default=env.get("LWS_LEADER_ADDRESS"))
-    add("--group-size", type=int, default=int(env.get("LWS_GROUP_SIZE", "1")))
-    add("--worker-index", type=int, default=int(env.get("LWS_WORKER_INDEX", "0")))
+    add("--group-size", type=int, default=env.get("LWS_GROUP_SIZE", "1"))
+    add("--worker-index", type=int, default=env.get("LWS_WORKER_INDEX", "0"))
     add("--heartbeat-seconds", type=float, default=Timing.interval)
     add("--dead-after-seconds", type=float, default=Timing.dead_after)
     add("--drain-seconds", type=float, default=30.0, help="how long requests in flight may take after SIGTERM")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.errors import Refusal
 from runtime.generation import Generation
 from runtime.mpi import MpiRun
 from runtime.rank import HostSettings
@@ -35,7 +36,7 @@ class GroupPlan:
 
 
 class StartFailed(Exception):
-    """The group ended by its own doing before it was ever ready: starting it again would only end the same way."""
+    """The group ended before it was ever ready, with all its hosts there: another start would end the same way."""
 
 
 async def run(plan: GroupPlan, settings: HostSettings, mpirun: MpiRun, say: Callable[[str], None]) -> int:
@@ -102,7 +103,7 @@ class Leader:
             self._write_state()
             self.say(f"generation {self.number} is over: {reason}; ending every rank")
             await self._end(generation)
-            if not ever_ready and generation.reports:
+            if not ever_ready and not generation.lost_host:
                 raise StartFailed(_start_failure(generation, reason, self.plan.run_dir))
             pause = back_off_seconds(failures)
             took = time.monotonic() - (lost_at or time.monotonic())
@@ -124,7 +125,15 @@ class Leader:
     async def _open_rendezvous(self) -> None:
         plan = self.plan
         self.rendezvous = Rendezvous(plan.token, plan.group_size, judge=self._judge, log=self.say, timing=plan.timing)
-        await self.rendezvous.listen(*plan.rendezvous)
+        address, port = plan.rendezvous
+        try:
+            await self.rendezvous.listen(address, port)
+        except OSError as error:
+            raise Refusal(
+                f"the rendezvous cannot listen on {address}:{port}: {error.strerror}",
+                "the workers of this group could not join",
+                "end the process that holds the port, or give every host of the group another --rendezvous-port",
+            ) from None
         self._spawn(self._welcome(self.rendezvous))
 
     def _judge(self, about: Message) -> str | None:

@@ -50,8 +50,9 @@ def command(mpirun: MpiRun, *, hosts: Sequence[str], ranks_per_host: int, progra
         "none",
         # Daemons stay children of the launchers, and the agent learns how they end.
         "--leave-session-attached",
+        # Where `python -m runtime.rank` finds the package, on every host.
         "--wdir",
-        "/",
+        str(Path(__file__).parents[1]),
         "-n",
         str(ranks_per_host * max(1, len(hosts))),
         *program,

@@ -36,6 +36,8 @@ LIFELINE_VARIABLE = "TRITONFLEET_LIFELINE"
 # MPI_Finalize, so it is given only FINALIZE_SECONDS.
 DRAINED = b"All models are stopped"
 FINALIZE_SECONDS = 1.0
+# A server that sees its model fail says why just after; the launcher shows it.
+LAST_WORDS_SECONDS = 0.2
 TELLING = re.compile(
     r"^E\d{4} |\berror:|Internal:|Invalid argument:|Unavailable:|Not found:|Error:|Refusal|consequence:|fix:"
 )
@@ -87,7 +89,7 @@ def server_environment(
     settings: HostSettings, inherited: Mapping[str, str], cores: int, lifeline: str
 ) -> dict[str, str]:
     """The environment of this rank's server. On GPU hosts transports and threads are the pod specification's to set."""
-    env = {key: value for key, value in inherited.items() if key not in (HOST_VARIABLE, "PYTHONPATH", "TMPDIR")}
+    env = {key: value for key, value in inherited.items() if key not in (HOST_VARIABLE, "TMPDIR")}
     if settings.temporary_directory is not None:
         env["TMPDIR"] = settings.temporary_directory
     for key, value in settings.triton.environment.items():
@@ -144,6 +146,7 @@ class Rank:
         return subprocess.Popen(
             command,
             env=env,
+            cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -166,6 +169,8 @@ class Rank:
                 elif key.data == "listener":
                     self.selector.register(listener.accept()[0], selectors.EVENT_READ, "lifeline")
                 elif key.data == "lifeline" and self._cut(key.fileobj):
+                    time.sleep(LAST_WORDS_SECONDS)
+                    self._copy(server.stdout, log)
                     return self._lost("the model process (python backend stub) ended")
                 elif key.data == "ended":
                     self._copy(server.stdout, log)

@@ -7,13 +7,12 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
 from runtime.process_tree import ProcessTree
 from runtime.rank import HOST_VARIABLE, HostSettings
-from runtime.rendezvous import Channel, ConnectionLost, Message, Timing, TryAgain, join
+from runtime.rendezvous import TOKEN_VARIABLE, Channel, ConnectionLost, Message, Timing, TryAgain, join
 
 REJOIN_SECONDS = 0.5
 
@@ -115,12 +114,10 @@ def rank_host_environment(settings: HostSettings, tree: ProcessTree, address: st
         shm_prefix=tree.shm_prefix,
         interface=interface_of(address) if address else None,
     )
-    return {
-        **os.environ,
-        HOST_VARIABLE: here.to_json(),
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "TMPDIR": str(tree.directory),
-    }
+    env = {**os.environ, HOST_VARIABLE: here.to_json(), "TMPDIR": str(tree.directory)}
+    # The launchers' secret is none of the models' business.
+    env.pop(TOKEN_VARIABLE, None)
+    return env
 
 
 def interface_of(address: str) -> str | None:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from fleet import plan
+from fleet.local import checkpoint_path
 from planner.config import load_stack
-from planner.plan import plan_stack
+from planner.plan import plan_model, plan_stack
+from runtime.build import build_engine
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,6 +98,13 @@ def test_what_fits_nowhere_is_refused_with_its_table(tmp_path: Path, capsys: pyt
     assert "yes" not in text
 
 
+def test_a_fault_in_a_config_json_is_named_by_its_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = json.loads((ROOT / "planner" / "known_models" / "llama-3.1-8b.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(known | {"num_hidden_layers": 10**9}), encoding="utf-8")
+    assert call("--model", str(tmp_path / "config.json"), "--gpu", "L4") == 1
+    assert "--model: num_hidden_layers: 1000000000 is not between 1 and 10000" in capsys.readouterr().err
+
+
 def test_kernels_that_a_gpu_lacks_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--model", "deepseek-v3", "--gpu", "A30-24GB") == 1
     assert "--gpu: weights stored as fp8 need compute capability 9.0" in capsys.readouterr().err
@@ -141,3 +150,18 @@ def test_a_refused_stack_is_1_with_every_problem(tmp_path: Path, capsys: pytest.
 def test_what_cannot_be_read_or_run_is_refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*arguments) == 1
     assert "nothing was planned" in capsys.readouterr().err
+
+
+def test_planned_weights_are_the_bytes_of_the_engine_that_gets_built(tmp_path: Path) -> None:
+    model = load_stack(ROOT / "stacks" / "Pulumi.local.yaml").models[0].model_copy(update={"pipeline_parallel": 2})
+    planned = plan_model(model, base_dir=ROOT, key="models[0]")
+    checkpoint = checkpoint_path(planned.config, ROOT)
+    engine = build_engine(planned.engine.document(), checkpoint, tmp_path, lambda _line: None)
+    built = [tensor_bytes(engine / f"rank{rank.rank}.safetensors") for rank in planned.memory]
+    assert built == [rank.weights_bytes for rank in planned.memory]
+
+
+def tensor_bytes(path: Path) -> int:
+    """The size of all tensors: a safetensors file is an 8-byte length, a JSON header of that length, and the data."""
+    content = path.read_bytes()
+    return len(content) - 8 - int.from_bytes(content[:8], "little")

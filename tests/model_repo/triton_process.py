@@ -124,7 +124,7 @@ def _input(name: str, value: Any) -> grpc.InferInput:
     if isinstance(value, str | bytes):
         array = np.array([[value.encode() if isinstance(value, str) else value]], np.object_)
     elif isinstance(value, list):
-        array = np.array([[word.encode() for word in value]], np.object_)
+        array = np.array([[word if isinstance(word, bytes) else word.encode() for word in value]], np.object_)
     elif isinstance(value, np.ndarray):
         array = value
     else:

@@ -1,5 +1,6 @@
 """The stack file: strict, all errors at once, each naming its key, the consequence and the fix."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def test_no_models_is_refused_in_every_form() -> None:
         ("config: {when: 2001-99-99}", "", "not valid YAML"),
         (b"\xff\xfe\x00", "", "not UTF-8 text (byte 0)"),
         ("config: " + "[" * 5000, "", "nested too deeply"),
-        ("a: " + "x" * (1 << 20), "", "larger than 1 MiB"),
+        ("a: " + "x" * (1 << 17), "", "larger than 128 KiB"),
     ],
 )
 def test_a_file_that_is_no_stack(tmp_path: Path, text: str | bytes, key: str, what: str) -> None:
@@ -174,6 +175,13 @@ def test_a_file_that_is_no_stack(tmp_path: Path, text: str | bytes, key: str, wh
     problem = file_problem(path)
     assert problem.key == (f"{path}: {key}" if key else str(path))
     assert what in problem.what
+
+
+def test_the_slowest_text_that_is_read_takes_seconds_at_most(tmp_path: Path) -> None:
+    begun = time.perf_counter()
+    assert file_problem(write(tmp_path, "- a\n" * 32_000)).what == "there is no mapping `config` in it"
+    assert file_problem(Path("/dev/zero")).what == "larger than 128 KiB"
+    assert time.perf_counter() - begun < 20
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", ".", "a\0b"])

@@ -93,7 +93,7 @@ def test_a_model_too_large_is_told_what_would_hold_it() -> None:
             GPU,
             {"source": "hf://openai/gpt-oss-20b", "backend": "pytorch", "quantization": {"weights": "fp8"}},
             "quantization.weights",
-            "already stored as mxfp4",
+            "fp8, but the weights are stored as mxfp4",
         ),
     ],
 )
@@ -119,6 +119,29 @@ def test_faults_of_one_model_and_facts_of_another_come_together(tmp_path: Path) 
         "models[0].max_batch_size",
         "models[1].tensor_parallel",
     }
+
+
+def test_what_the_conversion_tools_lack_is_refused_while_planning() -> None:
+    gemma: dict[str, Any] = {"source": "hf://google/gemma-2-9b", "pipeline_parallel": 2}
+    assert "no --pp_size" in refusal(GPU, **gemma)["models[0].pipeline_parallel"]
+    assert planned(GPU, **gemma, quantization={"weights": "fp8"}).world_size == 4, "quantize.py has --pp_size"
+    assert planned(GPU, **gemma, backend="pytorch").world_size == 4
+    deepseek: dict[str, Any] = {"source": "hf://deepseek-ai/DeepSeek-V2-Lite", "quantization": {"weights": "int8_wo"}}
+    assert "no --use_weight_only" in refusal(GPU, **deepseek)["models[0].quantization.weights"]
+
+
+def test_the_pytorch_backend_takes_weights_as_they_are_stored() -> None:
+    stored: dict[str, Any] = {
+        "source": "hf://deepseek-ai/DeepSeek-V3",
+        "backend": "pytorch",
+        "gpu": "H200-141GB",
+        "tensor_parallel": 8,
+    }
+    plain, declared = planned(GPU, **stored), planned(GPU, **stored, quantization={"weights": "fp8"})
+    assert declared.memory == plain.memory
+    assert declared.warnings == ()
+    unseen = planned(GPU, backend="pytorch", quantization={"weights": "fp8"})
+    assert "needs them stored so already" in unseen.warnings[0]
 
 
 def test_nvfp4_on_the_engine_path_carries_a_warning() -> None:

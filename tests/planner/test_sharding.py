@@ -92,6 +92,9 @@ def test_smallest_that_fits_fills_a_node_and_prefers_tensor_parallel() -> None:
     chosen = smallest_that_fits(*case("deepseek-v3", "pytorch", gpu="H200-141GB"))
     assert chosen is not None
     assert (chosen.tensor_parallel, chosen.pipeline_parallel) == (8, 1)
+    across = smallest_that_fits(*case("llama-3.1-405b"))
+    assert across is not None
+    assert (across.tensor_parallel, across.pipeline_parallel) == (8, 2)
 
 
 def test_listing_the_largest_model_takes_no_time() -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from runtime.process_tree import die_with_parent
 from runtime.spec import engine_id
 from runtime.store import EngineStore
 
@@ -141,6 +142,8 @@ class Launched:
                 env={**os.environ, **self.env},
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                # A test run that is killed must not leave its launchers, nor what hangs on them.
+                preexec_fn=die_with_parent,
             )
 
     def state(self) -> dict[str, Any]:

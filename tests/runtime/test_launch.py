@@ -1,5 +1,6 @@
 """A group on this host, for real: three tritonservers in one MPI world, killed in every place it can break."""
 
+import asyncio
 import os
 import re
 import signal
@@ -18,9 +19,25 @@ import pytest
 from runtime.launch import main
 from runtime.leader import back_off_seconds
 from runtime.process_tree import NAME_PREFIX, ProcessTree
+from runtime.rank import HostSettings
+from runtime.triton import Endpoints, Triton
+from runtime.worker import rank_host_environment
 from tests.runtime.launched import Launched, free_ports, publish_engine, until, write_model_repository
 
 RANKS = 3
+HOST = HostSettings(
+    host="here",
+    backend="tensorrt",
+    model_repository="/models",
+    triton=Triton("t", "b", {}),
+    endpoints=Endpoints("127.0.0.1", 1, 2, 3),
+    log_directory="/logs",
+    tree_directory="",
+    shm_prefix="",
+    ranks_per_host=1,
+    interface=None,
+    temporary_directory=None,
+)
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +223,15 @@ def test_a_model_that_cannot_load_is_reported_once_and_not_retried(launch: Calla
     assert not shared_memory_left()
 
 
+def test_a_stop_while_loading_ends_cleanly(launch: Callable[..., Launched]) -> None:
+    group = launch()
+    until(lambda: len(group.state()["ranks"]) == RANKS, "the servers started")
+    left = group.processes()
+    assert group.stop() == 0
+    assert not [p for p in left if p.is_running()]
+    assert group.state()["phase"] == "stopped"
+
+
 def test_one_run_directory_has_one_launcher(
     launch: Callable[..., Launched], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,6 +279,22 @@ def test_what_cannot_work_is_refused_with_the_fix(
 ) -> None:
     assert main([*arguments, "--run-dir", str(tmp_path), *flags]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_ranks_inherit_the_environment_but_not_the_groups_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITONFLEET_TOKEN", "secret")
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    tree = ProcessTree()
+    try:
+        assert tree.directory.stat().st_mode & 0o777 == 0o700
+        env = rank_host_environment(HOST, tree, "127.0.0.1")
+    finally:
+        asyncio.run(tree.end())
+    assert not tree.directory.exists()
+    assert "secret" not in env.values()
+    assert env["NCCL_DEBUG"] == "INFO"
+    told = HostSettings.from_json(env["TRITONFLEET_HOST"])
+    assert (told.interface, told.tree_directory) == ("lo", str(tree.directory))
 
 
 def test_back_off_grows_to_a_minute_and_starts_at_once() -> None:

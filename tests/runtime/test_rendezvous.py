@@ -164,11 +164,10 @@ def test_frames_that_were_tampered_with_end_the_connection(attack: str) -> None:
             }[attack]
             for frame in forged:
                 relay.to_leader.write(frame)
-            received: list[Message] = []
-            with pytest.raises(ConnectionLost, match="authentic|larger"):
-                while True:
-                    received.append(await member.channel.receive())
-            assert received == ([{"pay": 1}] if attack == "replay" else [])
+            if attack == "replay":
+                assert await member.channel.receive() == {"pay": 1}
+            with pytest.raises(ConnectionLost, match=r"not authentic|larger than any"):
+                await member.channel.receive()
             await channel.close()
 
     in_loop(test)()

@@ -300,7 +300,7 @@ def small_disk(tmp_path: Path) -> Generator[Path]:
 
 def test_a_full_disk_is_one_refusal_and_leaves_the_store_clean(small_disk: Path) -> None:
     store = EngineStore(small_disk)
-    with pytest.raises(Refusal, match=r"needs more than [0-9.]+ KiB, [0-9.]+ KiB were free"):
+    with pytest.raises(Refusal, match=r"needs more than 1\.0 MiB, 1\.0 MiB were free"):
         store.publish(SPEC, lambda out: write_engine(out, SPEC, rank_bytes=600_000))
     assert staged(store) == []
     assert list((small_disk / "engines").iterdir()) == []

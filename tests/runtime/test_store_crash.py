@@ -3,6 +3,7 @@
 KILL9_ROUNDS sets the number of kills (200 by default).
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -10,6 +11,9 @@ import statistics
 import time
 from pathlib import Path
 
+import pytest
+
+from runtime.files import file_lock
 from runtime.spec import rank_files
 from runtime.store import EngineStore
 from tests.runtime.sample_engines import CPU_KEY, spec_of, write_engine
@@ -125,3 +129,54 @@ def test_kill_9_while_collecting_never_leaves_half_an_engine(tmp_path: Path) -> 
     assert removed
     store.gc(keep=set(), older_than_s=0)
     assert [path.name for folder in tmp_path.iterdir() for path in folder.iterdir()] == []
+
+
+def test_everything_is_on_the_disk_before_the_rename_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill leaves the page cache alone, a power cut does not: the order of flushes is what a test can hold."""
+    steps: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def recorded_fsync(descriptor: int) -> None:
+        steps.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def recorded_rename(source: Path, target: Path) -> None:
+        steps.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "rename", recorded_rename)
+    spec = spec_of(CPU_KEY)
+    engine = EngineStore(tmp_path).publish(spec, lambda out: write_engine(out, spec))
+    before, after = steps[: steps.index("rename")], steps[steps.index("rename") + 1 :]
+    flushed = [Path(step).relative_to(tmp_path / "staging").parts[1:] for step in before]
+    files = {path.relative_to(engine).parts for path in engine.rglob("*")}
+    assert set(flushed) == files | {()}
+    assert [parts for parts in flushed if parts != ()][-1] == ("manifest.json",)
+    assert flushed[-1] == ()
+    assert after == [str(tmp_path / "engines")]
+
+
+def test_the_next_builder_clears_what_a_dead_one_of_the_same_engine_left(tmp_path: Path) -> None:
+    spec = spec_of(CPU_KEY)
+    dead, other = (tmp_path / "staging" / f"{id_}.dead" for id_ in (spec["engine"], "0" * 16))
+    for folder in (dead, other):
+        folder.mkdir(parents=True)
+    EngineStore(tmp_path).publish(spec, lambda out: write_engine(out, spec))
+    assert list((tmp_path / "staging").iterdir()) == [other]
+
+
+def test_a_lock_on_a_deleted_file_is_not_taken_for_one(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    held_by: list[bool] = []
+
+    def delete_it_meanwhile() -> None:
+        path.unlink()
+        collector.close()
+
+    with contextlib.ExitStack() as collector:
+        collector.enter_context(file_lock(path, exclusive=True))
+        builder = file_lock(path, exclusive=True, on_wait=delete_it_meanwhile)
+        with builder, file_lock(path, exclusive=True, wait=False) as also:
+            held_by.append(also)
+    assert held_by == [False]

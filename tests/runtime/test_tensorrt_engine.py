@@ -66,7 +66,7 @@ CASES: dict[str, tuple[Spec, int]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_command_lines_are_the_golden_ones(case: str) -> None:
     spec, gpus = CASES[case]
-    lines = commands(spec, Path("/checkpoint"), Path("/work"), Path("/out"), gpus)
+    lines = commands(spec, Path("/checkpoint"), Path("/scratch"), Path("/out"), gpus)
     text = "\n".join(shlex.join(line).replace(" --", " \\\n    --") for line in lines) + "\n"
     golden = GOLDEN / f"{case}.txt"
     if os.environ.get("UPDATE_GOLDEN") == "1":
@@ -82,7 +82,7 @@ def test_every_build_input_of_the_key_reaches_a_command_line() -> None:
     for name, value in GPU_KEY["build"].items():
         other = not value if isinstance(value, bool) else "disable" if isinstance(value, str) else value + 1
         changed = spec_of(GPU_KEY, build={name: other})
-        places = Path("/checkpoint"), Path("/work"), Path("/out"), 2
+        places = Path("/checkpoint"), Path("/scratch"), Path("/out"), 2
         assert commands(changed, *places) != commands(spec_of(GPU_KEY), *places), name
         assert name in BUILD_OPTIONS
 
@@ -93,7 +93,7 @@ def test_families_that_plans_know_have_a_converter_or_a_reason() -> None:
     assert set(CONVERTERS) == {family.name for family in planner.FAMILIES.values() if "tensorrt" in family.backends}
     for name in known - set(CONVERTERS):
         with pytest.raises(Refusal, match="no checkpoint converter"):
-            commands(family(name), Path("/checkpoint"), Path("/work"), Path("/out"), 2)
+            commands(family(name), Path("/checkpoint"), Path("/scratch"), Path("/out"), 2)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_families_that_plans_know_have_a_converter_or_a_reason() -> None:
 )
 def test_what_the_tools_cannot_do_is_refused_before_they_run(spec: Spec, reason: str) -> None:
     with pytest.raises(Refusal, match=reason):
-        commands(spec, Path("/checkpoint"), Path("/work"), Path("/out"), 2)
+        commands(spec, Path("/checkpoint"), Path("/scratch"), Path("/out"), 2)
 
 
 # A stand-in for python3: records its arguments and writes a TensorRT-LLM checkpoint's config.
@@ -203,6 +203,16 @@ def test_a_build_gives_a_loadable_engine(image: Callable[[str], Path], checkpoin
     assert staging.parent == tmp_path / "store" / "staging"
     assert ran == commands(spec, checkpoint, staging / "scratch", staging, 2)
     assert "[TRT-LLM] [I] building" in lines
+
+
+def test_gpus_per_node_reaches_the_build_and_the_runtime(
+    image: Callable[[str], Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    image("content = str(pretrained['mapping']['gpus_per_node']); pretrained['mapping']['gpus_per_node'] = 8")
+    engine = publish(tmp_path / "store", checkpoint, spec_of(GPU_KEY))
+    assert (engine / "rank0.engine").read_text() == "4"
+    config = json.loads((engine / "config.json").read_text())
+    assert config["pretrained_config"]["mapping"]["gpus_per_node"] == 4
 
 
 @pytest.mark.parametrize(

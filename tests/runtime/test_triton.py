@@ -196,7 +196,9 @@ def test_what_the_operator_sets_is_left_alone() -> None:
 
 
 def test_gpu_ranks_get_their_transports_from_the_pod_alone() -> None:
-    env = server_environment(host("tensorrt", "eth0"), {"FI_PROVIDER": "efa", "PYTHONPATH": "/launcher"}, 16, "l")
+    env = server_environment(
+        host("tensorrt", "eth0"), {"FI_PROVIDER": "efa", "TRITONFLEET_HOST": "{}", "TMPDIR": "/tree"}, 16, "l"
+    )
     assert set(env) == {"FI_PROVIDER", "PATH", "LD_LIBRARY_PATH", "TRITONFLEET_LIFELINE"}
 
 

@@ -49,6 +49,10 @@ def ip(*arguments: str) -> None:
 def hosts() -> Generator[Hosts]:
     if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("unshare") is None:
         pytest.skip("network namespaces need root, iproute2 and util-linux")
+    for left in subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout.split("\n"):
+        of = re.match(r"(tritonfleet-(\d+)-[ab])\b", left)
+        if of and not psutil.pid_exists(int(of[2])):
+            ip("netns", "del", of[1])  # of a test run that was killed
     names = [f"tritonfleet-{os.getpid()}-{side}" for side in "ab"]
     made = Hosts(names)
     try:
@@ -142,7 +146,7 @@ def rank_of(state: dict[str, Any], rank: int, key: str) -> int:
 
 
 def test_a_loss_on_either_host_ends_the_group_on_both_and_it_comes_back(
-    launch: Callable[..., Launched], hosts: Hosts, measured: Callable[[str, float, float], None]
+    launch: Callable[..., Launched], measured: Callable[[str, float, float], None]
 ) -> None:
     # With --stable-seconds 0 each loss is the first in a row, so no back-off blurs the measured times.
     leader, worker = launch(0, "--stable-seconds", "0"), launch(1)

@@ -155,7 +155,7 @@ class Batcher:
             self._changed.notify()
         self._thread.join()
 
-    def gauges(self) -> dict[tuple[str, str], int]:
+    def gauges(self) -> dict[tuple[str, str], float]:
         """Values of the nv_trt_llm_*_metrics families, by (family, type label)."""
         with self._changed:
             active, waiting = list(self._active), len(self._queue)
@@ -171,6 +171,7 @@ class Batcher:
             ("kv_cache_block", "free"): self.kv_blocks - used,
             ("kv_cache_block", "used"): used,
             ("kv_cache_block", "tokens_per"): TOKENS_PER_BLOCK,
+            ("kv_cache_block", "fraction"): used / self.kv_blocks,
             ("inflight_batcher", "generation_requests"): len(active) - context,
         }
 

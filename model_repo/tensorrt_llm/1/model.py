@@ -166,7 +166,8 @@ def _end_rank(error: Exception) -> None:
 
 
 def _export_metrics(batcher: Batcher, labels: dict[str, str]) -> None:
-    metrics: dict[tuple[str, str], pb_utils.Metric] = {}
+    # Triton deletes a family, and with it its metrics, when nothing refers to the family any more.
+    metrics: dict[tuple[str, str], tuple[pb_utils.MetricFamily, pb_utils.Metric]] = {}
     families: dict[str, pb_utils.MetricFamily] = {}
     for family, kind in batcher.gauges():
         if family not in families:
@@ -176,14 +177,14 @@ def _export_metrics(batcher: Batcher, labels: dict[str, str]) -> None:
                 kind=pb_utils.MetricFamily.GAUGE,
             )
         label = "inflight_batcher_specific_metric" if family == "inflight_batcher" else f"{family}_type"
-        metrics[family, kind] = families[family].Metric(labels={**labels, label: kind})
+        metrics[family, kind] = families[family], families[family].Metric(labels={**labels, label: kind})
 
     def refresh() -> None:
-        shown: dict[tuple[str, str], int] = {}
+        shown: dict[tuple[str, str], float] = {}
         while True:
             for key, value in batcher.gauges().items():
                 if shown.get(key) != value:
-                    metrics[key].set(value)
+                    metrics[key][1].set(value)
                     shown[key] = value
             time.sleep(METRICS_PERIOD_SECONDS)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from detokenizer import Detokenizer, whole
-from generation import Generation, InvalidRequest, StopWords, checked, text_tensor
+from generation import Generation, InvalidRequest, StopWords, scalar, text_tensor
 
 TO_PREPROCESSING = {
     "text_input": "QUERY",
@@ -25,93 +25,78 @@ FROM_PREPROCESSING = {
     "OUT_END_ID": "end_id",
     "OUT_PAD_ID": "pad_id",
 }
-TO_ENGINE = {
-    "top_k": "runtime_top_k",
-    "top_p": "runtime_top_p",
-    "length_penalty": "len_penalty",
-    **{
-        name: name
-        for name in (
-            *("temperature", "repetition_penalty", "min_tokens", "presence_penalty", "frequency_penalty"),
-            *("seed", "return_log_probs", "beam_width"),
-        )
-    },
-}
+SAME_NAME = (
+    *("temperature", "repetition_penalty", "min_tokens", "presence_penalty", "frequency_penalty"),
+    *("seed", "return_log_probs", "beam_width"),
+)
+TO_ENGINE = {"top_k": "runtime_top_k", "top_p": "runtime_top_p", "length_penalty": "len_penalty"}
+TO_ENGINE |= {name: name for name in SAME_NAME}
 LOG_PROBS = ("cum_log_probs", "output_log_probs")
 
 
 class EngineGeneration(Generation):
     def responses(self) -> Iterator[list[Any]]:
-        if self.streams and self.inputs.get("beam_width", 1) != 1:
+        beams = self.inputs.get("beam_width", 1)
+        if self.streams and beams != 1:
             raise InvalidRequest("beams change until the search ends: leave stream out, or beam_width")
-        tokens = self._preprocess()
-        self.num_input_tokens = int(tokens["input_lengths"].reshape(-1)[0])
-        stops = self.inputs.stop_words()
-        # To see a stop word in the text the tokens must come one by one, also where the client wants them together.
-        by_token = self.streams or (bool(stops) and self.inputs.get("beam_width", 1) == 1)
-        replies = self._generate(tokens, by_token)
-        return self._pieces(replies, StopWords(stops)) if by_token else self._beams(replies)
-
-    def stop_inputs(self) -> list[Any]:
-        return [
-            pb_utils.Tensor(name, self.scalar(0, np.int32))
-            for name in ("input_ids", "input_lengths", "request_output_len")
-        ]
-
-    def _preprocess(self) -> dict[str, Any]:
-        inputs = [
-            pb_utils.Tensor(name, self.inputs.tensors[client])
-            for client, name in TO_PREPROCESSING.items()
-            if client in self.inputs.tensors
-        ]
-        response = checked(self.request("preprocessing", inputs, list(FROM_PREPROCESSING)).exec())
-        return {FROM_PREPROCESSING[tensor.name()]: tensor.as_numpy() for tensor in response.output_tensors()}
-
-    def _generate(self, tokens: dict[str, Any], by_token: bool) -> Iterator[dict[str, Any]]:
-        tensors = tokens | {
-            name: self.inputs.tensors[client] for client, name in TO_ENGINE.items() if client in self.inputs.tensors
-        }
-        tensors |= {"streaming": self.scalar(by_token, np.bool_), "exclude_input_in_output": self.scalar(True, np.bool_)}
+        preprocessed = self.call("preprocessing", self._given(TO_PREPROCESSING), list(FROM_PREPROCESSING))
+        self._input_tokens = int(preprocessed["REQUEST_INPUT_LEN"].reshape(-1)[0])
+        inputs = {FROM_PREPROCESSING[name]: value for name, value in preprocessed.items()} | self._given(TO_ENGINE)
+        # Token by token also for a client that wants the answer whole: only so is a stop word or a cancellation seen.
+        inputs |= {"streaming": scalar(beams == 1, np.bool_), "exclude_input_in_output": scalar(True, np.bool_)}
         outputs = ["output_ids", "sequence_length", *(LOG_PROBS if self.inputs.get("return_log_probs") else ())]
-        inputs = [pb_utils.Tensor(name, value) for name, value in tensors.items()]
-        for response in self.request(self.engine, inputs, outputs).exec(decoupled=True):
-            reply = {tensor.name(): tensor.as_numpy() for tensor in checked(response).output_tensors()}
-            if reply:
-                yield reply
+        replies = self.replies(inputs, outputs)
+        if beams != 1:
+            yield from self._search(replies)
+        elif self.streams:
+            yield from self._stream(replies)
+        else:
+            yield from self._collect(replies)
 
-    def _pieces(self, replies: Iterator[dict[str, Any]], stops: StopWords) -> Iterator[list[Any]]:
-        answer = Detokenizer(self.tokenizer)
-        held: list[str] = []
-        extras = self._counts(0)
+    def stop_inputs(self) -> dict[str, Any]:
+        return {name: scalar(0, np.int32) for name in ("input_ids", "input_lengths", "request_output_len")}
+
+    def _given(self, names: dict[str, str]) -> dict[str, Any]:
+        tensors = self.inputs.tensors
+        return {name: tensors[client] for client, name in names.items() if client in tensors}
+
+    def _stream(self, replies: Iterator[dict[str, Any]]) -> Iterator[list[Any]]:
+        for piece, extras in self._pieces(replies):
+            if piece or extras:
+                yield [text_tensor(piece), *extras]
+
+    def _collect(self, replies: Iterator[dict[str, Any]]) -> Iterator[list[Any]]:
+        pieces: list[str] = []
+        log_probs: list[dict[str, Any]] = []
+        extras = self.counts(self._input_tokens, 0)
+        for piece, extras in self._pieces(replies, log_probs):  # noqa: B007 the last ones are wanted
+            pieces.append(piece)
+        if not self.cancelled:
+            yield [text_tensor(self.prompt_text() + "".join(pieces).encode()), *extras, *_joined(log_probs)]
+
+    def _pieces(
+        self, replies: Iterator[dict[str, Any]], log_probs: list[dict[str, Any]] | None = None
+    ) -> Iterator[tuple[str, list[Any]]]:
+        """The text that each reply completes, and the other tensors that go with it."""
+        answer, stops = Detokenizer(self.tokenizer), StopWords(self.inputs.stop_words())
         for reply in replies:
             if stops.found:
                 continue
             piece = stops.cut(answer.push(_beams_of(reply)[0]))
-            extras = [*_log_probs(reply), *self._counts(len(answer.ids))]
-            if not self.streams:
-                held.append(piece)
-            elif piece or extras:
-                yield [text_tensor(piece), *extras]
+            extras = self.counts(self._input_tokens, len(answer.ids))
+            if log_probs is None:
+                extras += _log_probs(reply)
+            else:
+                log_probs.append(reply)
+            yield piece, extras
             if stops.found:
-                # The rest of the tokens is not wanted: read on until the engine says that it has let go.
                 self.stop()
-        if not self.streams and not self.cancelled:
-            yield [text_tensor(self.prompt_text() + "".join(held).encode()), *extras]
 
-    def _beams(self, replies: Iterator[dict[str, Any]]) -> Iterator[list[Any]]:
+    def _search(self, replies: Iterator[dict[str, Any]]) -> Iterator[list[Any]]:
         for reply in replies:
             beams = _beams_of(reply)
             texts = [self.prompt_text() + whole(self.tokenizer, ids).encode() for ids in beams]
-            text = pb_utils.Tensor("text_output", np.array([texts], np.object_))
-            yield [text, *_log_probs(reply), *self._counts(len(beams[0]))]
-
-    def _counts(self, output_tokens: int) -> list[Any]:
-        counts = {"num_input_tokens": self.num_input_tokens, "num_output_tokens": output_tokens}
-        return [
-            pb_utils.Tensor(name, self.scalar(value, np.int32))
-            for name, value in counts.items()
-            if self.inputs.get(f"return_{name}")
-        ]
+            yield [text_tensor(*texts), *_log_probs(reply), *self.counts(self._input_tokens, len(beams[0]))]
 
 
 def _beams_of(reply: dict[str, Any]) -> list[list[int]]:
@@ -123,3 +108,12 @@ def _beams_of(reply: dict[str, Any]) -> list[list[int]]:
 
 def _log_probs(reply: dict[str, Any]) -> list[Any]:
     return [pb_utils.Tensor(name, reply[name]) for name in LOG_PROBS if name in reply]
+
+
+def _joined(replies: list[dict[str, Any]]) -> list[Any]:
+    """Log probabilities of a whole answer: cum_log_probs is a running sum, output_log_probs has each token's own."""
+    with_probs = [reply for reply in replies if all(name in reply for name in LOG_PROBS)]
+    if not with_probs:
+        return []
+    each = np.concatenate([reply["output_log_probs"] for reply in with_probs], axis=-1)
+    return _log_probs({"cum_log_probs": with_probs[-1]["cum_log_probs"], "output_log_probs": each})

@@ -1,7 +1,7 @@
 """What both kinds of engine share: the client's inputs, stop words in text, and the stop request."""
 
-import threading
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,10 @@ class InvalidRequest(Exception):
 
 
 class Inputs:
-    """The client's tensors of one request, copied: Triton may reuse their memory once `execute` has returned."""
+    """The client's tensors of one request."""
 
     def __init__(self, request: Any) -> None:
-        self.tensors = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
-        if self.tensors["text_input"].size != 1:
-            raise InvalidRequest("more than one prompt in one request: send one each, the server batches requests")
+        self.tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
 
     def get(self, name: str, default: Any = None) -> Any:
         """The scalar of that name, or `default` where the client left it out."""
@@ -36,39 +34,68 @@ class Inputs:
 
 
 class Generation:
-    """One request to `tensorrt_llm`. `responses` yields the output tensors of each response to the client."""
+    """One request to `tensorrt_llm`. `is_cancelled` tells whether the client has left; `cancelled`, that it did so here."""
 
-    def __init__(self, inputs: Inputs, request_id: str, tokenizer: ModelTokenizer, engine: str) -> None:
-        self.inputs, self.request_id, self.tokenizer, self.engine = inputs, request_id, tokenizer, engine
+    def __init__(
+        self, inputs: Inputs, tokenizer: ModelTokenizer, engine: str, is_cancelled: Callable[[], bool]
+    ) -> None:
+        self.inputs, self.tokenizer, self.engine, self._is_cancelled = inputs, tokenizer, engine, is_cancelled
+        # A number: the C++ backend reads a request id with stoul, and "12ab" and "12cd" would be one request to it.
+        self.request_id = str(1 + secrets.randbelow(2**63))
         self.streams = bool(inputs.get("stream", False))
-        self.cancelled = self.ended = False
-        self.ending = threading.Lock()
+        self.cancelled = False
 
     def responses(self) -> Iterator[list[Any]]:
+        """The output tensors of each response to the client."""
         raise NotImplementedError
 
-    def stop_inputs(self) -> list[Any]:
+    def stop_inputs(self) -> dict[str, Any]:
         """The tensors besides `stop` that the engine requires of a stop request."""
         raise NotImplementedError
 
+    def replies(self, inputs: dict[str, Any], outputs: list[str]) -> Iterator[dict[str, Any]]:
+        """The engine's responses by tensor name, until it ends or the client leaves; then the engine is stopped."""
+        for response in self._request(self.engine, inputs, outputs).exec(decoupled=True):
+            if not self.cancelled and self._is_cancelled():
+                self.cancelled = True
+                self.stop()
+            # After a stop the engine's last responses are read all the same: it frees the slot when it says so.
+            if not self.cancelled:
+                reply = _tensors(response)
+                if reply:
+                    yield reply
+
+    def call(self, model: str, inputs: dict[str, Any], outputs: list[str]) -> dict[str, Any]:
+        """One response of a model that always gives one."""
+        return _tensors(self._request(model, inputs, outputs).exec())
+
     def stop(self) -> None:
         """Ask the engine to end this request; nothing happens where it has ended already."""
-        inputs = [*self.stop_inputs(), pb_utils.Tensor("stop", self.scalar(True, np.bool_))]
+        inputs = {**self.stop_inputs(), "stop": scalar(True, np.bool_)}
         # The answer is empty, or says that the request was cancelled.
-        for _ in self.request(self.engine, inputs, []).exec(decoupled=True):
+        for _ in self._request(self.engine, inputs, []).exec(decoupled=True):
             pass
 
-    def request(self, model: str, inputs: list[Any], outputs: list[str]) -> Any:
-        return pb_utils.InferenceRequest(
-            model_name=model, inputs=inputs, requested_output_names=outputs, request_id=self.request_id
-        )
-
-    def scalar(self, value: Any, dtype: Any) -> Any:
-        return np.array([[value]], dtype)
-
     def prompt_text(self) -> bytes:
-        """What a whole answer begins with: the prompt, if the client asks for it (upstream's default is not rendered)."""
+        """What a whole answer begins with: the prompt, where the client asks for it."""
         return b"" if self.inputs.get("exclude_input_in_output", True) else self.inputs.text()
+
+    def counts(self, input_tokens: int, output_tokens: int) -> list[Any]:
+        """The token counts so far that the client asked for."""
+        counts = {"num_input_tokens": input_tokens, "num_output_tokens": output_tokens}
+        return [
+            pb_utils.Tensor(name, scalar(value, np.int32))
+            for name, value in counts.items()
+            if self.inputs.get(f"return_{name}")
+        ]
+
+    def _request(self, model: str, inputs: dict[str, Any], outputs: list[str]) -> Any:
+        return pb_utils.InferenceRequest(
+            model_name=model,
+            inputs=[pb_utils.Tensor(name, value) for name, value in inputs.items()],
+            requested_output_names=outputs,
+            request_id=self.request_id,
+        )
 
 
 class StopWords:
@@ -87,16 +114,20 @@ class StopWords:
             self.found = True
             return text[len(self._tail) : min(ends)]
         keep = max((len(word) for word in self._words), default=1) - 1
-        self._tail = text[len(text) - keep :] if keep else ""
+        self._tail = text[len(text) - keep :] if 0 < keep < len(text) else text * bool(keep)
         return piece
 
 
-def text_tensor(text: str | bytes) -> Any:
-    return pb_utils.Tensor("text_output", np.array([[text.encode() if isinstance(text, str) else text]], np.object_))
+def scalar(value: Any, dtype: Any) -> Any:
+    return np.array([[value]], dtype)
 
 
-def checked(response: Any) -> Any:
-    """The response itself; raises what went wrong in the model that sent it."""
+def text_tensor(*beams: str | bytes) -> Any:
+    texts = [text.encode() if isinstance(text, str) else text for text in beams]
+    return pb_utils.Tensor("text_output", np.array([texts], np.object_))
+
+
+def _tensors(response: Any) -> dict[str, Any]:
     if response.has_error():
         raise InvalidRequest(response.error().message())
-    return response
+    return {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}

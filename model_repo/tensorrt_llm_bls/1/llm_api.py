@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
-from generation import Generation, InvalidRequest, checked, text_tensor
+from generation import Generation, InvalidRequest, text_tensor
 from model_tokenizer import REPLACEMENT
 
 SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "presence_penalty", "frequency_penalty", "seed")
@@ -27,22 +26,19 @@ class LlmApiGeneration(Generation):
         for name, neutral in UNSUPPORTED.items():
             if self.inputs.get(name, neutral) != neutral:
                 raise InvalidRequest(f"{name} is not supported by the pytorch backend: leave it out")
-        prompt = self._prompt()
-        sent, text = 0, ""
-        for response in self.request(self.engine, self._tensors(), ["text_output"]).exec(decoupled=True):
-            tensors = checked(response).output_tensors()
-            if not tensors:
-                continue
+        input_tokens = len(self.tokenizer.encode(self._prompt(), add_special_tokens=True))
+        text = sent = ""
+        for reply in self.replies(self._tensors(), ["text_output"]):
             # Every response of the LLM API holds the whole answer so far.
-            text = tensors[0].as_numpy().reshape(-1)[0].decode("utf-8").rstrip(REPLACEMENT)
-            if self.streams and len(text) > sent:
-                yield [text_tensor(text[sent:]), *self._counts(prompt, text)]
-                sent = len(text)
+            text = reply["text_output"].reshape(-1)[0].decode("utf-8").rstrip(REPLACEMENT)
+            if self.streams and len(text) > len(sent):
+                yield [text_tensor(text[len(sent) :]), *self._counts(input_tokens, text)]
+                sent = text
         if not self.streams and not self.cancelled:
-            yield [text_tensor(self.prompt_text() + text.encode()), *self._counts(prompt, text)]
+            yield [text_tensor(self.prompt_text() + text.encode()), *self._counts(input_tokens, text)]
 
-    def stop_inputs(self) -> list[Any]:
-        return [pb_utils.Tensor("text_input", np.array([b"-"], np.object_))]
+    def stop_inputs(self) -> dict[str, Any]:
+        return {"text_input": np.array([b"-"], np.object_)}
 
     def _prompt(self) -> str:
         try:
@@ -55,23 +51,19 @@ class LlmApiGeneration(Generation):
             raise InvalidRequest("the prompt is empty: send at least one token of text")
         return prompt
 
-    def _tensors(self) -> list[Any]:
-        """The LLM API model has no batch dimension."""
-        tensors = {f"sampling_param_{name}": self.inputs.tensors.get(name) for name in SAMPLING}
-        tensors |= {"text_input": self.inputs.tensors["text_input"], "sampling_param_stop": self._stop()}
-        flat = {name: value.reshape(-1) for name, value in tensors.items() if value is not None}
-        flat |= {"streaming": np.array([self.streams]), "sampling_param_exclude_input_from_output": np.array([True])}
-        return [pb_utils.Tensor(name, value) for name, value in flat.items()]
+    def _tensors(self) -> dict[str, Any]:
+        """The LLM API model has no batch dimension. Always streamed, so that a cancellation is seen between tokens."""
+        given = {f"sampling_param_{name}": self.inputs.tensors.get(name) for name in SAMPLING}
+        given |= {"text_input": self.inputs.tensors["text_input"], "sampling_param_stop": self._stop_words()}
+        tensors = {name: value.reshape(-1) for name, value in given.items() if value is not None}
+        return tensors | {"streaming": np.array([True]), "sampling_param_exclude_input_from_output": np.array([True])}
 
-    def _stop(self) -> Any:
+    def _stop_words(self) -> Any:
         words = [word.encode() for word in self.inputs.stop_words()]
         return np.array(words, np.object_) if words else None
 
-    def _counts(self, prompt: str, text: str) -> list[Any]:
-        """Counted with the tokenizer: the LLM API model gives no ids, so the answer's count is an estimate."""
-        texts = {"num_input_tokens": (prompt, True), "num_output_tokens": (text, False)}
-        return [
-            pb_utils.Tensor(name, self.scalar(len(self.tokenizer.encode(part, add_special_tokens=special)), np.int32))
-            for name, (part, special) in texts.items()
-            if self.inputs.get(f"return_{name}")
-        ]
+    def _counts(self, input_tokens: int, text: str) -> list[Any]:
+        """The LLM API model gives no token ids, so the answer's count is an estimate: its text, tokenised again."""
+        if not self.inputs.get("return_num_output_tokens"):
+            return self.counts(input_tokens, 0)
+        return self.counts(input_tokens, len(self.tokenizer.encode(text, add_special_tokens=False)))
