@@ -70,7 +70,8 @@ class Generation:
         """Returns when rank 0's Triton is ready, which is when every rank has loaded the model."""
         endpoints = self._settings.endpoints
         address = "127.0.0.1" if endpoints.address == "0.0.0.0" else endpoints.address
-        while not await http_ok(address, endpoints.http, "/v2/health/ready"):
+        # Before rank 0 has started, only another program could answer on its port.
+        while 0 not in self.ranks or not await http_ok(address, endpoints.http, "/v2/health/ready"):
             await asyncio.sleep(READY_POLL_SECONDS)
 
     async def drain(self, seconds: float) -> None:

@@ -197,8 +197,7 @@ class Leader:
                 self.say(f"loading: {len(generation.ranks)} servers started, not ready yet")
         finally:
             ready.cancel()
-        # Another program may have taken the port meanwhile and answer in Triton's place.
-        return time.monotonic() if ready.done() and not generation.over.done() and generation.ranks else None
+        return time.monotonic() if not generation.over.done() and not self.stopping.is_set() else None
 
     def _announce_ready(self, started: float, ready_at: float, lost_at: float | None) -> None:
         self.phase = "ready"

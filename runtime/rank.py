@@ -116,6 +116,7 @@ class Rank:
         self.ending = False
         self.ready_to_go: float | None = None  # monotonic time after which a drained server need not be waited for
         self.last_lines: deque[str] = deque(maxlen=400)
+        self.unfinished = b""
         self.selector = selectors.DefaultSelector()
 
     def run(self) -> int:
@@ -203,17 +204,21 @@ class Rank:
 
     def _copy(self, output: Any, log: BinaryIO) -> None:
         """What the server wrote since, into the log with the rank before each line."""
-        data: bytes = output.read() or b""
-        for line in data.splitlines():
+        data: bytes | None = output.read()
+        if data is None:
+            return  # nothing for now
+        *lines, self.unfinished = (self.unfinished + data).split(b"\n")
+        if not data:
+            # End of file; the pidfd says when the server has ended.
+            lines = [self.unfinished] if self.unfinished else []
+            with contextlib.suppress(KeyError):
+                self.selector.unregister(output)
+        for line in lines:
             log.write(b"[rank %d] %s\n" % (self.rank, line))
             self.last_lines.append(line.decode(errors="replace"))
             if self.draining and self.ready_to_go is None and DRAINED in line:
                 self.ready_to_go = time.monotonic() + FINALIZE_SECONDS
         log.flush()
-        if not data:
-            # End of file; the pidfd says when the server has ended.
-            with contextlib.suppress(KeyError):
-                self.selector.unregister(output)
 
     def _telling_lines(self) -> list[str]:
         telling = [line for line in self.last_lines if TELLING.search(line) and not HARMLESS.search(line)]

@@ -2,7 +2,8 @@
 
 # pyright: basic
 import json
-import shutil
+import re
+
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from model_repo.render import render, write
 from tritonclient.utils import InferenceServerException
 
+from tests.model_repo.conftest import Engine
 from tests.model_repo.triton_process import TritonProcess, text_of
 
 SCRIPTED = Path(__file__).with_name("scripted_engine.py")
@@ -150,42 +152,66 @@ def test_answer_is_shortened_to_the_context(server):
     assert requests_seen(server)[before]["request_output_len"] == [256 - 201]
 
 
-def test_cancelled_stream_frees_the_engine(server):
-    before = len(requests_seen(server))
-    with server.stream("tensorrt_llm_bls", "a" * 200, min_tokens=20) as stream:
-        next(stream)
-        left = time.time()
-    deadline = time.monotonic() + 3
-    while time.monotonic() < deadline and "ended" not in requests_seen(server)[-1]:
+def engine_end(server, before: int) -> list[dict]:
+    """What the engine saw since, once its request has ended."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and "ended" not in (requests_seen(server)[before:] or [{}])[-1]:
         time.sleep(0.02)
-    seen = requests_seen(server)[before:]
+    return requests_seen(server)[before:]
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_client_that_leaves_frees_the_engine(server, streams):
+    before = len(requests_seen(server))
+    with server.stream("tensorrt_llm_bls", "a" * 200, min_tokens=20, stream=streams):
+        time.sleep(0.4)
+        left = time.time()
+    seen = engine_end(server, before)
     assert seen[-1]["stopped"]
     assert [line["id"] for line in seen if line.get("stop")] == [seen[0]["id"]]
     print(f"\nengine freed {1000 * (seen[-1]['ended'] - left):.0f} ms after the client left")
     assert seen[-1]["ended"] - left < 1
 
 
-def test_cancelled_while_queued_never_holds_a_slot(server):
-    """Four running requests fill the engine and twelve wait; one that waits is cancelled."""
-    before = len(requests_seen(server))
-    threads = [
-        threading.Thread(target=server.ask, args=("tensorrt_llm_bls", "b" * 20), kwargs={"min_tokens": 100})
-        for _ in range(16)
-    ]
+def run_all(server, count: int, text: str, **inputs) -> list[BaseException | str]:
+    """That many requests at once; each one's text, or its error."""
+    outcomes: list[BaseException | str] = []
+
+    def ask() -> None:
+        try:
+            outcomes.append(text_of(server.ask("tensorrt_llm_bls", text, **inputs)))
+        except InferenceServerException as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(count)]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
-    with server.stream("tensorrt_llm_bls", "c", min_tokens=100):
-        time.sleep(0.5)
-    left = time.time()
     for thread in threads:
         thread.join()
-    seen = requests_seen(server)[before:]
-    stops = [line["id"] for line in seen if line.get("stop")]
-    assert len(stops) == 1
-    (ended,) = [line for line in seen if line["id"] == stops[0] and "ended" in line]
-    print(f"\nqueued request gone {1000 * (ended['ended'] - left):.0f} ms after the client left")
-    assert ended["ended"] - left < 1
+    return outcomes
+
+
+def test_cancelled_while_queued_never_reaches_the_engine(server):
+    """Four requests fill the instances; one that waits behind them is cancelled."""
+    before = len(requests_seen(server))
+    crowd = threading.Thread(target=run_all, args=(server, 8, "bb"), kwargs={"min_tokens": 300})
+    crowd.start()
+    time.sleep(0.3)
+    with server.stream("tensorrt_llm_bls", "ccccc", min_tokens=100):
+        time.sleep(0.3)
+    crowd.join()
+    assert text_of(server.ask("tensorrt_llm_bls", "d")) == "d"
+    prompts = [len(line["input_ids"][0]) for line in requests_seen(server)[before:] if "input_ids" in line]
+    assert sorted(prompts) == [2] + [3] * 8
+
+
+def test_requests_over_the_queue_are_refused(server):
+    outcomes = run_all(server, 80, "queued", min_tokens=20)
+    refused = [error for error in outcomes if isinstance(error, InferenceServerException)]
+    # 60 wait and 4 run; each of the 4 instances may hold one more that Triton has handed to it already.
+    assert 64 <= outcomes.count("queued") <= 68
+    assert len(refused) == 80 - outcomes.count("queued")
+    assert all("maximum queue size" in str(error) for error in refused)
 
 
 def test_concurrent_streams_do_not_mix(server):
@@ -203,3 +229,25 @@ def test_concurrent_streams_do_not_mix(server):
         thread.join()
     print(f"\n32 streams in {time.monotonic() - start:.1f} s")
     assert answers == {text: text for text in texts}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 200}, r"tokenizer\.json has token ids up to 260, the engine in .* only 200 tokens"),
+        ({"special": {}}, r"tokenizer_config\.json names no eos_token"),
+        ({"remove": "tokenizer.json"}, r"tokenizer\.json cannot be read"),
+        ({"remove": "tokenizer_config.json"}, r"tokenizer_config\.json cannot be read"),
+    ],
+)
+def test_wrong_tokenizer_is_refused_at_start_in_one_line(
+    plan_of, tokenizer_file, start_triton, tmp_path, change, message
+):
+    engine = Engine(tmp_path / "engine", **{name: value for name, value in change.items() if name != "remove"})
+    path = engine.create(tokenizer_file)
+    if "remove" in change:
+        (path / "tokenizer" / change["remove"]).unlink()
+    log = start_triton(scripted_repository(plan_of("cpu"), path, tmp_path / "repository")).wait_exit()
+    lines = [line for line in log.splitlines() if re.search(message + ".*; build the engine again", line)]
+    assert lines
+    assert "Traceback" not in log

@@ -133,6 +133,7 @@ class Launched:
 
     def __post_init__(self) -> None:
         self.run_dir = self.directory / "run"
+        self.seen: set[psutil.Process] = set()
         self.output = self.directory / "launcher.log"
         self.directory.mkdir(parents=True, exist_ok=True)
         with self.output.open("ab") as output:
@@ -183,7 +184,9 @@ class Launched:
 
     def processes(self) -> list[psutil.Process]:
         """Everything below the launcher."""
-        return psutil.Process(self.process.pid).children(recursive=True)
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        self.seen.update(below)
+        return below
 
     def stop(self) -> int:
         """SIGTERM, as a kubelet sends it; the exit status."""
@@ -194,9 +197,9 @@ class Launched:
     def destroy(self) -> None:
         """For the end of a test, however it ended."""
         if self.process.poll() is None:
-            left = self.processes()
+            self.processes()
             self.process.kill()
             self.process.wait()
-            _, alive = psutil.wait_procs(left, timeout=10)
-            for process in alive:
-                process.kill()
+        _, alive = psutil.wait_procs(list(self.seen), timeout=10)
+        for process in alive:
+            process.kill()

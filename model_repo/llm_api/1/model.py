@@ -1,7 +1,8 @@
 """Triton's `tensorrt_llm` model on the pytorch backend: the LLM API model of the serving image, loaded where it lies.
 
 It reads its arguments from the YAML file that LLM_CONFIG_PATH names. That file is made here, from the engine's
-llm_args.yaml (what the engine key covers) with serving.json on top (what may change without a new engine).
+llm_args.yaml (what the engine key covers) with serving.json on top (what may change without a new engine). Both are
+written as JSON, which is YAML.
 """
 
 import importlib.util
@@ -12,18 +13,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 IMAGE_MODEL = Path("/app/all_models/llmapi/tensorrt_llm/1/model.py")
 
 
 def _write_arguments() -> str:
     serving = json.loads(Path(__file__).with_name("serving.json").read_text(encoding="utf-8"))
-    arguments = yaml.safe_load(Path(serving["llm_args"]).read_text(encoding="utf-8"))
+    arguments = json.loads(Path(serving["llm_args"]).read_text(encoding="utf-8"))
     arguments = _merged(arguments, serving["update"]) | {"triton_config": serving["triton_config"]}
     handle, path = tempfile.mkstemp(suffix=".yaml", text=True)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        yaml.safe_dump(arguments, file)
+        json.dump(arguments, file)
     return path
 
 

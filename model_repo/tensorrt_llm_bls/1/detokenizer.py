@@ -1,4 +1,4 @@
-"""Text from tokens as they come, never half a character."""
+"""Text from tokens as they come: never half a character, and no further than a stop word."""
 
 from model_tokenizer import REPLACEMENT, ModelTokenizer
 
@@ -32,6 +32,26 @@ class Detokenizer:
 
     def _decode(self, start: int, end: int) -> str:
         return self._tokenizer.decode(self.ids[start:end], skip_special_tokens=True)
+
+
+class StopWords:
+    """Finds stop words in streamed text: the engine finds them by tokens, and text has other tokens in other places."""
+
+    def __init__(self, words: list[str]) -> None:
+        self._words = words
+        self._tail = ""
+        self.found = False
+
+    def cut(self, piece: str) -> str:
+        """`piece`, ended after the first stop word that it completes."""
+        text = self._tail + piece
+        ends = [text.find(word) + len(word) for word in self._words if word in text]
+        if ends:
+            self.found = True
+            return text[len(self._tail) : min(ends)]
+        keep = max((len(word) for word in self._words), default=1) - 1
+        self._tail = text[max(0, len(text) - keep) :]
+        return piece
 
 
 def whole(tokenizer: ModelTokenizer, ids: list[int]) -> str:

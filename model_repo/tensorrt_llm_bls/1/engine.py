@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from detokenizer import Detokenizer, whole
-from generation import Generation, InvalidRequest, StopWords, scalar, text_tensor
+from detokenizer import Detokenizer, StopWords, whole
+from generation import Generation, InvalidRequest, scalar, text_tensor
 
 TO_PREPROCESSING = {
     "text_input": "QUERY",

@@ -1,4 +1,4 @@
-"""What both kinds of engine share: the client's inputs, stop words in text, and the stop request."""
+"""What both kinds of engine share: the client's inputs, the engine's replies, and the stop request."""
 
 import secrets
 from collections.abc import Callable, Iterator
@@ -96,26 +96,6 @@ class Generation:
             requested_output_names=outputs,
             request_id=self.request_id,
         )
-
-
-class StopWords:
-    """Finds stop words in streamed text: the engine finds them by tokens, and text has other tokens in other places."""
-
-    def __init__(self, words: list[str]) -> None:
-        self._words = words
-        self._tail = ""
-        self.found = False
-
-    def cut(self, piece: str) -> str:
-        """`piece`, ended after the first stop word that it completes."""
-        text = self._tail + piece
-        ends = [text.find(word) + len(word) for word in self._words if word in text]
-        if ends:
-            self.found = True
-            return text[len(self._tail) : min(ends)]
-        keep = max((len(word) for word in self._words), default=1) - 1
-        self._tail = text[len(text) - keep :] if 0 < keep < len(text) else text * bool(keep)
-        return piece
 
 
 def scalar(value: Any, dtype: Any) -> Any:
