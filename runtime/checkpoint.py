@@ -37,9 +37,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
             "there are no weights to build an engine from",
             "give the path of a .gguf file or of a Hugging Face folder (config.json, *.safetensors, tokenizer.json)",
         )
+    from safetensors import SafetensorError
+
     try:
         return _hugging_face(path) if path.is_dir() else _gguf(path)
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, KeyError, IndexError, SafetensorError) as error:
         raise Refusal(
             f"the checkpoint {path} cannot be read ({type(error).__name__}: {error})",
             "an engine built from it would be incomplete; nothing was built",

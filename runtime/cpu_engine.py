@@ -22,6 +22,17 @@ FORMAT = "1"
 
 def build(checkpoint: Path, spec: dict[str, Any], out: Path, progress: Callable[[str], None]) -> None:
     """Write config.json, rank<r>.safetensors and tokenizer/ into `out`; raises Refusal for what cannot be sharded."""
+    try:
+        _build(checkpoint, spec, out, progress)
+    except KeyError as missing:
+        raise Refusal(
+            f"the checkpoint {checkpoint} lacks {missing}",
+            "an engine built from it would be incomplete; nothing was built",
+            "fetch the checkpoint again, whole: its config.json and every weight file",
+        ) from missing
+
+
+def _build(checkpoint: Path, spec: dict[str, Any], out: Path, progress: Callable[[str], None]) -> None:
     from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType] - untyped arrays
 
     source = read_checkpoint(checkpoint)

@@ -160,7 +160,8 @@ class Generation:
 
 def describe(what: str, status: int) -> str:
     """How a process tree's command ended, in words."""
-    return f"{what} was killed by signal {status - 128}" if status > 128 else f"{what} ended with status {status}"
+    signalled = 128 < status < 128 + 32  # Open MPI has exit statuses of its own above
+    return f"{what} was killed by signal {status - 128}" if signalled else f"{what} ended with status {status}"
 
 
 async def http_ok(address: str, port: int, path: str) -> bool:

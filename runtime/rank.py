@@ -210,7 +210,7 @@ class Rank:
         *lines, self.unfinished = (self.unfinished + data).split(b"\n")
         if not data:
             # End of file; the pidfd says when the server has ended.
-            lines = [self.unfinished] if self.unfinished else []
+            lines, self.unfinished = [self.unfinished] if self.unfinished else [], b""
             with contextlib.suppress(KeyError):
                 self.selector.unregister(output)
         for line in lines:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType] - untyped arrays
@@ -91,13 +90,13 @@ def plain_process(engine: Path) -> float:
 def plain(engine: Path) -> float:
     """The shortest honest numpy decoder: no ranks, no batching, no scheduler. Returns tokens/s after the prompt."""
     c = json.loads((engine / "config.json").read_text())["pretrained_config"]
-    w = cast("dict[str, npt.NDArray[np.float32]]", load_file(engine / "rank0.safetensors"))
+    w: dict[str, Any] = cast("dict[str, Any]", load_file(engine / "rank0.safetensors"))
     d, heads, kv = c["head_size"], c["num_attention_heads"], c["num_key_value_heads"]
     embedding, layers = w["transformer.vocab_embedding.weight"], c["num_hidden_layers"]
     names = ("attention.qkv", "attention.dense", "mlp.gate_up", "mlp.proj", "input_layernorm", "post_layernorm")
     weights = [[w[f"transformer.layers.{i}.{name}.weight"] for name in names] for i in range(layers)]
     cache = np.zeros((layers, 2, kv, len(PROMPT) + STEPS, d), np.float32)
-    frequencies: Any = c["rotary_base"] ** (-np.arange(0, d, 2) / d)
+    frequencies = np.power(float(c["rotary_base"]), -np.arange(0, int(d), 2) / int(d))
 
     def norm(x: Any, weight: Any) -> Any:
         return x / np.sqrt(np.mean(x * x) + np.float32(c["norm_epsilon"])) * weight
