@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc
+from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tritonclient.utils import InferenceServerException
 
@@ -103,9 +104,15 @@ def chat_prompt(tokenizer: Path, question: str, system: str | None) -> str:
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": question})
     special = {name: config.get(name) for name in ("bos_token", "eos_token")}
-    return environment.from_string(config["chat_template"]).render(
-        messages=messages, add_generation_prompt=True, **special
-    )
+    try:
+        template = environment.from_string(config["chat_template"])
+        return template.render(messages=messages, add_generation_prompt=True, **special)
+    except TemplateError as error:
+        raise Refusal(
+            f"the model's chat template cannot be used: {error}",
+            "the question could not be put in the form that the model was trained on",
+            "ask with --raw, in that form yourself",
+        ) from error
 
 
 def ask(model: str, server: str, prompt: str, options: dict[str, Any], show: Callable[[str], None]) -> Answer:

@@ -102,7 +102,8 @@ def plain(engine: Path) -> float:
         return x / np.sqrt(np.mean(x * x) + np.float32(c["norm_epsilon"])) * weight
 
     def forward(token: int, position: int) -> Any:
-        cos, sin = np.cos(position * frequencies).astype("f4"), np.sin(position * frequencies).astype("f4")
+        angles: Any = position * frequencies
+        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         x = embedding[token]
         for i, (qkv, dense, gate_up, proj, norm_in, norm_post) in enumerate(weights):
             rows = (qkv @ norm(x, norm_in)).reshape(-1, d)
