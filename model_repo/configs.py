@@ -1,19 +1,24 @@
-"""One config.pbtxt message per Triton model. Messages, not templates: a placeholder or a wrong field cannot be written."""
+"""One config.pbtxt message per Triton model; messages, not templates, so that no placeholder can be left in one."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Any
 
-from planner.plan import ModelPlan
-from tritonclient.grpc import model_config_pb2 as pb
+from tritonclient.grpc import model_config_pb2
 
 from model_repo import tensors
 from model_repo.tensors import Tensor
+from planner.plan import ModelPlan
+
+# protobuf makes its classes at import, where no type checker sees them.
+pb: Any = model_config_pb2
+Message = Any
 
 CANCELLATION_CHECK_PERIOD_MS = 100
 MAX_BLS_INSTANCES = 64
 """Each is a process with the tokenizer in it: tens of MB for a vocabulary of 50,000, over 100 MB for 128,000."""
 
 
-def preprocessing(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
+def preprocessing(model: ModelPlan, engine_dir: str) -> Message:
     """Text to token ids."""
     config = _python("preprocessing", model, tensors.PREPROCESSING_INPUTS, (out for out, _ in tensors.PREPROCESSED))
     _queue(config, model)
@@ -27,24 +32,22 @@ def preprocessing(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
     return config
 
 
-def postprocessing(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
+def postprocessing(model: ModelPlan, engine_dir: str) -> Message:
     """Token ids to text. One instance: with two, the ensemble sends streamed tokens out of order."""
     config = _python("postprocessing", model, tensors.POSTPROCESSING_INPUTS, tensors.POSTPROCESSING_OUTPUTS)
     config.dynamic_batching.SetInParent()
-    _parameters(
-        config, tokenizer_dir=f"{engine_dir}/tokenizer", gpt_model_path=engine_dir, skip_special_tokens=True
-    )
+    _parameters(config, tokenizer_dir=f"{engine_dir}/tokenizer", gpt_model_path=engine_dir, skip_special_tokens=True)
     return config
 
 
-def tensorrt_llm(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
+def tensorrt_llm(model: ModelPlan, engine_dir: str) -> Message:
     """The engine: token ids to token ids; on the pytorch backend the image's LLM API model, text to text."""
     if model.config.backend == "pytorch":
         return _llm_api(model)
     return _cpu_engine(model, engine_dir) if model.config.backend == "cpu" else _tensorrt_engine(model, engine_dir)
 
 
-def tensorrt_llm_bls(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
+def tensorrt_llm_bls(model: ModelPlan, engine_dir: str) -> Message:
     """Text to text, streamed without split characters. As many requests at once as instances; the others wait here."""
     config = _python(
         "tensorrt_llm_bls", model, (client for client, _, _ in tensors.CLIENT_INPUTS), tensors.CLIENT_OUTPUTS
@@ -64,7 +67,7 @@ def tensorrt_llm_bls(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
     return config
 
 
-def ensemble(model: ModelPlan) -> pb.ModelConfig:
+def ensemble(model: ModelPlan) -> Message:
     """The client's tensors over preprocessing, tensorrt_llm and postprocessing; on pytorch over tensorrt_llm_bls."""
     steps_on_bls = model.config.backend == "pytorch"
     batch = 1 if steps_on_bls else model.config.max_batch_size
@@ -72,25 +75,25 @@ def ensemble(model: ModelPlan) -> pb.ModelConfig:
     clients = [client for client, _, _ in tensors.CLIENT_INPUTS]
     _declare(config, clients, tensors.CLIENT_OUTPUTS)
     if steps_on_bls:
-        same = {tensor.name: tensor.name for tensor in [*clients, *tensors.CLIENT_OUTPUTS]}
-        _step(config, "tensorrt_llm_bls", [c.name for c in clients], [t.name for t in tensors.CLIENT_OUTPUTS], same)
+        _step(config, "tensorrt_llm_bls", _same(clients), _same(tensors.CLIENT_OUTPUTS))
         return config
-    to_preprocessing = {name: client.name for client, name, _ in tensors.CLIENT_INPUTS if name}
-    # REQUEST_OUTPUT_LEN names an input and an output of preprocessing: two maps, not one.
     preprocessed = {output.name: f"_{output.name}" for output, _ in tensors.PREPROCESSED}
-    _step(config, "preprocessing", to_preprocessing, (), to_preprocessing)
-    _map(config.ensemble_scheduling.step[-1].output_map, preprocessed, preprocessed)
     to_engine = {name: client.name for client, _, name in tensors.CLIENT_INPUTS if name}
-    to_engine |= {name: f"_{output.name}" for output, name in tensors.PREPROCESSED}
-    from_engine = {"output_ids": "_TOKENS_BATCH", "sequence_length": "_SEQUENCE_LENGTH"}
-    from_engine |= {tensor.name: tensor.name for tensor in tensors.PASSED_OUTPUTS}
-    _step(config, "tensorrt_llm", to_engine, from_engine, to_engine | from_engine)
-    to_text = {"TOKENS_BATCH": "_TOKENS_BATCH", "SEQUENCE_LENGTH": "_SEQUENCE_LENGTH", "OUTPUT": "text_output"}
-    _step(config, "postprocessing", ("TOKENS_BATCH", "SEQUENCE_LENGTH"), ("OUTPUT",), to_text)
+    to_engine |= {name: preprocessed[output.name] for output, name in tensors.PREPROCESSED}
+    tokens = {"output_ids": "_TOKENS_BATCH", "sequence_length": "_SEQUENCE_LENGTH"}
+    to_text = {"TOKENS_BATCH": "_TOKENS_BATCH", "SEQUENCE_LENGTH": "_SEQUENCE_LENGTH"}
+    to_preprocessing = {name: client.name for client, name, _ in tensors.CLIENT_INPUTS if name}
+    _step(config, "preprocessing", to_preprocessing, preprocessed)
+    _step(config, "tensorrt_llm", to_engine, tokens | _same(tensors.PASSED_OUTPUTS))
+    _step(config, "postprocessing", to_text, {"OUTPUT": tensors.TEXT_OUTPUT.name})
     return config
 
 
-def _cpu_engine(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
+def _same(those: Iterable[Tensor]) -> dict[str, str]:
+    return {tensor.name: tensor.name for tensor in those}
+
+
+def _cpu_engine(model: ModelPlan, engine_dir: str) -> Message:
     config = _python("tensorrt_llm", model, tensors.ENGINE_INPUTS, tensors.ENGINE_OUTPUTS)
     config.model_transaction_policy.decoupled = True
     _queue(config, model)
@@ -110,8 +113,8 @@ def _cpu_engine(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
     return config
 
 
-def _tensorrt_engine(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
-    embedding = pb.TYPE_BF16 if model.config.dtype == "bfloat16" else pb.TYPE_FP16
+def _tensorrt_engine(model: ModelPlan, engine_dir: str) -> Message:
+    embedding = tensors.BF16 if model.config.dtype == "bfloat16" else tensors.FP16
     inputs = (*tensors.ENGINE_INPUTS, *tensors.tensorrt_inputs(embedding))
     config = _python("tensorrt_llm", model, inputs, (*tensors.ENGINE_OUTPUTS, *tensors.TENSORRT_OUTPUTS))
     config.backend = "tensorrtllm"
@@ -136,21 +139,21 @@ def _tensorrt_engine(model: ModelPlan, engine_dir: str) -> pb.ModelConfig:
     return config
 
 
-def _llm_api(model: ModelPlan) -> pb.ModelConfig:
+def _llm_api(model: ModelPlan) -> Message:
     config = _python("tensorrt_llm", model, tensors.LLM_API_INPUTS, tensors.LLM_API_OUTPUTS)
     config.max_batch_size = 0
     config.model_transaction_policy.decoupled = True
     return config
 
 
-def _python(name: str, model: ModelPlan, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> pb.ModelConfig:
+def _python(name: str, model: ModelPlan, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> Message:
     config = pb.ModelConfig(name=name, backend="python", max_batch_size=model.config.max_batch_size)
     _declare(config, inputs, outputs)
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     return config
 
 
-def _declare(config: pb.ModelConfig, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> None:
+def _declare(config: Message, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> None:
     for tensor in inputs:
         declared = config.input.add(
             name=tensor.name,
@@ -165,26 +168,21 @@ def _declare(config: pb.ModelConfig, inputs: Iterable[Tensor], outputs: Iterable
         config.output.add(name=tensor.name, data_type=tensor.dtype, dims=tensor.dims)
 
 
-def _queue(config: pb.ModelConfig, model: ModelPlan) -> None:
+def _queue(config: Message, model: ModelPlan) -> None:
     serving = model.config.serving
     config.dynamic_batching.preferred_batch_size.append(model.config.max_batch_size)
     config.dynamic_batching.max_queue_delay_microseconds = serving.max_queue_delay_microseconds
     config.dynamic_batching.default_queue_policy.max_queue_size = serving.max_queue_size
 
 
-def _parameters(config: pb.ModelConfig, **values: object) -> None:
+def _parameters(config: Message, **values: object) -> None:
     for name, value in values.items():
         config.parameters[name].string_value = str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _step(
-    config: pb.ModelConfig, model: str, inputs: Iterable[str], outputs: Iterable[str], names: dict[str, str]
-) -> None:
+def _step(config: Message, model: str, inputs: dict[str, str], outputs: dict[str, str]) -> None:
+    """`inputs` and `outputs`: the model's tensor name to the ensemble's."""
     step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
-    _map(step.input_map, inputs, names)
-    _map(step.output_map, outputs, names)
-
-
-def _map(target: "dict[str, str]", keys: Iterable[str], names: "dict[str, str] | Sequence[str]") -> None:
-    for key in keys:
-        target[key] = names[key]  # pyright: ignore
+    for mapping, names in ((step.input_map, inputs), (step.output_map, outputs)):
+        for name, ensemble_name in names.items():
+            mapping[name] = ensemble_name

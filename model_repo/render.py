@@ -4,10 +4,10 @@
 
 - tensorrt: preprocessing -> tensorrt_llm (the C++ backend "tensorrtllm") -> postprocessing.
 - cpu: the same with this project's own python engine as tensorrt_llm.
-- pytorch: tensorrt_llm is the LLM API model that the serving image carries at /app/all_models/llmapi/tensorrt_llm. It takes
-  and gives text under names of its own, so there is no preprocessing or postprocessing: tensorrt_llm_bls translates, and
-  the ensemble has that one step. The rendered tensorrt_llm/1/model.py loads the image's model where it lies and gives it
-  the engine's llm_args.yaml with serving.json on top. The launcher copies nothing.
+- pytorch: tensorrt_llm is the LLM API model of the serving image, at /app/all_models/llmapi/tensorrt_llm. It takes and
+  gives text under names of its own, so there is no preprocessing or postprocessing: tensorrt_llm_bls translates, and
+  the ensemble has that one step. The rendered tensorrt_llm/1/model.py loads the image's model where it lies and gives
+  it the engine's llm_args.yaml with serving.json on top. The launcher copies nothing.
 
 tensorrt_llm_bls is the one to stream from: the ensemble detokenises each response by itself, so a character split over
 two tokens comes out as U+FFFD there, as upstream. Both leave a matched stop word at the end of the text, as upstream.
@@ -20,10 +20,10 @@ import tempfile
 from pathlib import Path
 
 from google.protobuf import text_format
-from planner.plan import ModelPlan
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from google.protobuf.message import Message
 
 from model_repo import configs
+from planner.plan import ModelPlan
 
 HERE = Path(__file__).parent
 VERSION = "1"
@@ -67,7 +67,7 @@ def write(files: dict[str, bytes], out: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _pbtxt(message: ModelConfig) -> bytes:
+def _pbtxt(message: Message) -> bytes:
     return text_format.MessageToString(message, use_short_repeated_primitives=True).encode()
 
 
@@ -76,7 +76,7 @@ def _code(folder: Path, target: str) -> dict[str, bytes]:
 
 
 def _llm_api_serving(model: ModelPlan, engine_dir: str) -> bytes:
-    """What the LLM API is given besides the engine's own arguments: fields of LlmArgs 1.2.1 that no engine key covers."""
+    """What the LLM API gets besides the engine's own arguments: fields of LlmArgs 1.2.1 that no engine key covers."""
     serving = model.config.serving
     content = {
         "llm_args": f"{engine_dir}/llm_args.yaml",

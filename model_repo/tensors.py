@@ -9,10 +9,8 @@ engine then ignores.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tritonclient.grpc import model_config_pb2 as pb
-
-BOOL, INT32, INT64, UINT8, UINT64 = pb.TYPE_BOOL, pb.TYPE_INT32, pb.TYPE_INT64, pb.TYPE_UINT8, pb.TYPE_UINT64
-FP16, FP32, STRING = pb.TYPE_FP16, pb.TYPE_FP32, pb.TYPE_STRING
+BOOL, INT32, INT64, UINT8, UINT64 = "TYPE_BOOL", "TYPE_INT32", "TYPE_INT64", "TYPE_UINT8", "TYPE_UINT64"
+BF16, FP16, FP32, STRING = "TYPE_BF16", "TYPE_FP16", "TYPE_FP32", "TYPE_STRING"
 SCALAR = (1,)
 
 
@@ -21,22 +19,22 @@ class Tensor:
     """One input or output. `flat`: upstream's scalar, given as [batch, 1] and seen by the model as [batch]."""
 
     name: str
-    dtype: "pb.DataType"
+    dtype: str
     dims: Sequence[int] = SCALAR
     optional: bool = True
     flat: bool = False
     ragged: bool = False
 
 
-def _flat(dtype: "pb.DataType", *names: str) -> tuple[Tensor, ...]:
+def _flat(dtype: str, *names: str) -> tuple[Tensor, ...]:
     return tuple(Tensor(name, dtype, flat=True) for name in names)
 
 
-def _ragged(dtype: "pb.DataType", dims: Sequence[int], *names: str) -> tuple[Tensor, ...]:
+def _ragged(dtype: str, dims: Sequence[int], *names: str) -> tuple[Tensor, ...]:
     return tuple(Tensor(name, dtype, dims, ragged=True) for name in names)
 
 
-def _outputs(dtype: "pb.DataType", dims: Sequence[int], *names: str) -> tuple[Tensor, ...]:
+def _outputs(dtype: str, dims: Sequence[int], *names: str) -> tuple[Tensor, ...]:
     return tuple(Tensor(name, dtype, dims, optional=False) for name in names)
 
 
@@ -111,7 +109,7 @@ ENGINE_OUTPUTS = (
 )
 
 
-def tensorrt_inputs(embedding: "pb.DataType") -> tuple[Tensor, ...]:
+def tensorrt_inputs(embedding: str) -> tuple[Tensor, ...]:
     """What the tensorrtllm backend takes besides ENGINE_INPUTS; `embedding` is the engine's own activation type."""
     return (
         *_ragged(embedding, (-1, -1), "encoder_input_features", "prompt_embedding_table"),

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -82,7 +83,7 @@ def _run(options: argparse.Namespace) -> int:
     key = read_manifest(engine)["key"]
     ranks_per_host = options.ranks_per_host or _even_share(world_size(key), options.group_size)
     check_loadable(engine, world_size=ranks_per_host * options.group_size, host=host_facts())
-    settings = _host_settings(options, str(key["backend"]), ranks_per_host)
+    settings = _host_settings(options, key, ranks_per_host)
     timing = Timing(options.heartbeat_seconds, options.dead_after_seconds)
     group = options.group_size > 1
     token = read_token(options.token_file) if group else b""
@@ -135,7 +136,7 @@ def _holder(port: int) -> str:
     return ""
 
 
-def _host_settings(options: argparse.Namespace, backend: str, ranks_per_host: int) -> HostSettings:
+def _host_settings(options: argparse.Namespace, key: dict[str, Any], ranks_per_host: int) -> HostSettings:
     repository: Path = options.model_repository.resolve()
     if missing_models(repository, ["tensorrt_llm"]):
         raise Refusal(
@@ -146,7 +147,7 @@ def _host_settings(options: argparse.Namespace, backend: str, ranks_per_host: in
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tritonfleet"
     return HostSettings(
         host=socket.gethostname(),
-        backend=backend,
+        backend=key["backend"],
         model_repository=str(repository),
         triton=find_triton(cache),
         endpoints=Endpoints(options.bind, options.http_port, options.grpc_port, options.metrics_port),
@@ -154,6 +155,7 @@ def _host_settings(options: argparse.Namespace, backend: str, ranks_per_host: in
         tree_directory="",
         shm_prefix="",
         ranks_per_host=ranks_per_host,
+        busy_ranks=min(ranks_per_host, key["mapping"]["tensor_parallel"]),
         interface=None,
         temporary_directory=os.environ.get("TMPDIR"),
     )

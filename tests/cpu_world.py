@@ -39,6 +39,8 @@ def decode(
 ) -> Decoded:
     """Decode `steps` tokens of each prompt. `forced` tokens [prompt, step] are fed back instead of the chosen ones,
     so that the logits of two shardings can be compared step by step; logits are kept of the first `keep` prompts."""
+    from runtime.rank import blas_environment, cpu_flags
+
     mapping = json.loads((engine / "config.json").read_text())["pretrained_config"]["mapping"]
     world, tp = mapping["world_size"], mapping["tp_size"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -48,8 +50,7 @@ def decode(
         environment = {
             **os.environ,
             "PYTHONPATH": str(MODEL_CODE),
-            # One stage of a pipeline computes at a time.
-            "OPENBLAS_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // tp)),
+            **blas_environment(len(os.sched_getaffinity(0)), tp, cpu_flags()),
             "OMPI_MCA_mpi_yield_when_idle": "1",
         }
         mpirun = str(Path(sys.executable).parent / "mpirun")

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Tokenizer
 
@@ -53,7 +53,7 @@ class ModelTokenizer:
 
     def _id(self, token: Any) -> int | None:
         # transformers writes a special token as its text, or as an object with its text in `content`.
-        text = token.get("content") if isinstance(token, dict) else token
+        text: Any = cast(dict[str, Any], token).get("content") if isinstance(token, dict) else token
         return self._tokenizer.token_to_id(text) if isinstance(text, str) else None
 
 

@@ -8,6 +8,7 @@ gives medians, and the ratio to the plain process of the same round.
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -25,6 +26,7 @@ from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariable
 from fleet.local import checkpoint_path
 from planner.plan import plan_file
 from runtime import cpu_engine
+from runtime.rank import blas_environment, cpu_flags
 from tests.cpu_world import ROOT, decode
 
 PROMPT = [1, 4093, 198, 1780, 314, 17012, 593, 37491, 28, 281, 827, 8545, 47, 2, 198, 1, 520, 9531, 198]
@@ -81,9 +83,10 @@ def build(scratch: Path, tp: int, pp: int) -> Path:
 
 
 def plain_process(engine: Path) -> float:
-    """Tokens/s of a fresh process that runs `plain` and nothing else, BLAS free to use every core."""
+    """Tokens/s of a fresh process that runs `plain` and nothing else, with every core and the same BLAS kernels."""
+    environment = {**os.environ, **blas_environment(len(os.sched_getaffinity(0)), 1, cpu_flags())}
     command = [sys.executable, "-m", "tests.benchmarks.sharding_plain", str(engine)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True)
     return float(done.stdout)
 
 
@@ -96,14 +99,15 @@ def plain(engine: Path) -> float:
     names = ("attention.qkv", "attention.dense", "mlp.gate_up", "mlp.proj", "input_layernorm", "post_layernorm")
     weights = [[w[f"transformer.layers.{i}.{name}.weight"] for name in names] for i in range(layers)]
     cache = np.zeros((layers, 2, kv, len(PROMPT) + STEPS, d), np.float32)
-    frequencies = np.power(float(c["rotary_base"]), -np.arange(0, int(d), 2) / int(d))
+    frequencies = float(c["rotary_base"]) ** (-np.arange(0, int(d), 2) / int(d))
+    angles = np.outer(np.arange(len(PROMPT) + STEPS), frequencies)
+    cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
     def norm(x: Any, weight: Any) -> Any:
-        return x / np.sqrt(np.mean(x * x) + np.float32(c["norm_epsilon"])) * weight
+        return x / math.sqrt(float(np.dot(x, x)) / len(x) + c["norm_epsilon"]) * weight
 
     def forward(token: int, position: int) -> Any:
-        angles: Any = position * frequencies
-        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        cos, sin = cosines[position], sines[position]
         x = embedding[token]
         for i, (qkv, dense, gate_up, proj, norm_in, norm_post) in enumerate(weights):
             rows = (qkv @ norm(x, norm_in)).reshape(-1, d)

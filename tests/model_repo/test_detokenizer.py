@@ -1,6 +1,8 @@
 """Text from tokens, without Triton."""
 
 # pyright: basic
+from itertools import pairwise
+
 import pytest
 from detokenizer import Detokenizer, StopWords, whole
 from hypothesis import given, settings
@@ -64,7 +66,7 @@ def test_spaces_of_a_sentencepiece_tokenizer_survive(tmp_path):
 def test_stop_word_is_found_however_the_text_is_cut(text, cuts, words):
     edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     stops, sent = StopWords(words), ""
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         sent += stops.cut(text[start:end])
         if stops.found:
             break

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
-from model_repo.render import render, write
 from tritonclient.utils import InferenceServerException
 
+from model_repo.render import render, write
 from tests.model_repo.triton_process import TritonProcess, text_of
 
 FAKE = Path(__file__).with_name("fake_llm_api.py")

@@ -3,15 +3,14 @@
 # pyright: basic
 import json
 import re
-
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from model_repo.render import render, write
 from tritonclient.utils import InferenceServerException
 
+from model_repo.render import render, write
 from tests.model_repo.conftest import Engine
 from tests.model_repo.triton_process import TritonProcess, text_of
 
@@ -111,7 +110,9 @@ def test_word_lists_have_upstreams_layout(server, model, tokenizer_file):
 def test_stop_word_in_the_text_ends_the_answer_and_the_engine(server, stream):
     before = len(requests_seen(server))
     # "hello" is one more token than its letters would be alone: "he" is merged.
-    answer = text_of(server.ask("tensorrt_llm_bls", "abc hello" + "z" * 100, stop_words=["ello"], min_tokens=10, stream=stream))
+    answer = text_of(
+        server.ask("tensorrt_llm_bls", "abc hello" + "z" * 100, stop_words=["ello"], min_tokens=10, stream=stream)
+    )
     assert answer == "abc hello"
     seen = requests_seen(server)[before:]
     assert seen[-1]["stopped"]
@@ -134,7 +135,7 @@ def test_token_counts(server):
     ("text", "inputs", "message"),
     [
         (b"\xff\xfe", {}, "not valid UTF-8"),
-        ("x" * 300, {}, "the prompt has 301 tokens.*255 tokens"),
+        ("x" * 300, {}, "the prompt has 301 tokens and the context 256.*to 255 tokens"),
         ("x", {"max_tokens": 0}, "max_tokens is 0"),
         ("x", {"stop_words": [b"\xff"]}, "stop_words is not valid UTF-8"),
     ],
@@ -158,6 +159,15 @@ def engine_end(server, before: int) -> list[dict]:
     while time.monotonic() < deadline and "ended" not in (requests_seen(server)[before:] or [{}])[-1]:
         time.sleep(0.02)
     return requests_seen(server)[before:]
+
+
+def test_client_that_leaves_the_ensemble_frees_the_engine(server):
+    """Triton passes the cancellation on to the model that runs: no stop request is needed."""
+    before = len(requests_seen(server))
+    with server.stream("ensemble", "a" * 200, min_tokens=20):
+        time.sleep(0.4)
+        left = time.time()
+    assert engine_end(server, before)[-1]["ended"] - left < 1
 
 
 @pytest.mark.parametrize("streams", [True, False])

@@ -9,12 +9,13 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tritonclient.grpc as grpc
+
 from runtime.triton import Endpoints, find_triton, rank_command
 
 NUMPY = {bool: np.bool_, int: np.int32, float: np.float32}
@@ -63,14 +64,10 @@ class TritonProcess:
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self.process.wait(15)
-            except subprocess.TimeoutExpired:
-                pass
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
     @contextmanager
@@ -92,7 +89,9 @@ class TritonProcess:
 class Stream:
     """Iterates over the responses of one request, until its final one."""
 
-    def __init__(self, client: grpc.InferenceServerClient, model: str, text: str | bytes, inputs: dict[str, Any]) -> None:
+    def __init__(
+        self, client: grpc.InferenceServerClient, model: str, text: str | bytes, inputs: dict[str, Any]
+    ) -> None:
         self.client, self.ended = client, False
         self._queue: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         client.start_stream(lambda result, error: self._queue.put((result, error)))

@@ -35,6 +35,7 @@ HOST = HostSettings(
     tree_directory="",
     shm_prefix="",
     ranks_per_host=1,
+    busy_ranks=1,
     interface=None,
     temporary_directory=None,
 )

@@ -15,7 +15,7 @@ import pytest
 
 from runtime import triton
 from runtime.errors import Refusal
-from runtime.rank import HostSettings, mpi_rank, server_environment
+from runtime.rank import HostSettings, blas_environment, cpu_flags, mpi_rank, server_environment
 from runtime.triton import Endpoints, Triton, find_triton, rank_command
 
 IMAGE = Triton("/opt/tritonserver/bin/tritonserver", "/opt/tritonserver/backends", {})
@@ -172,6 +172,7 @@ def host(backend: str, interface: str | None = None) -> HostSettings:
         tree_directory="/tree",
         shm_prefix="group_",
         ranks_per_host=3,
+        busy_ranks=3,
         interface=interface,
         temporary_directory=None,
     )
@@ -186,6 +187,16 @@ def test_cpu_ranks_share_the_cores_of_their_host(cores: int, threads: str) -> No
     assert env["PATH"] == "/venv/bin:/bin"
     assert env["TRITONFLEET_LIFELINE"] == "/tree/lifeline.0"
     assert env["OMPI_MCA_mpi_yield_when_idle"] == "1"
+
+
+def test_one_stage_of_a_pipeline_has_the_host_to_itself() -> None:
+    assert blas_environment(8, 1, set())["OPENBLAS_NUM_THREADS"] == "8"
+
+
+def test_blas_kernels_are_named_only_where_they_run() -> None:
+    assert blas_environment(2, 1, {"avx2", "fma", "sse"})["OPENBLAS_CORETYPE"] == "Haswell"
+    assert "OPENBLAS_CORETYPE" not in blas_environment(2, 1, {"avx2"})
+    assert "fpu" in cpu_flags() or os.uname().machine != "x86_64"
 
 
 def test_what_the_operator_sets_is_left_alone() -> None:

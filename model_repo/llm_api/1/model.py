@@ -36,7 +36,7 @@ def _load_image_model() -> Any:
     spec = importlib.util.spec_from_file_location("llmapi_model", IMAGE_MODEL)
     if spec is None or spec.loader is None or not IMAGE_MODEL.is_file():
         raise FileNotFoundError(
-            f"{IMAGE_MODEL} is missing; the pytorch backend cannot serve; run in a tritonserver …-trtllm-python-py3 image"
+            f"{IMAGE_MODEL} is missing; the pytorch backend cannot serve; use a tritonserver …-trtllm-python-py3 image"
         )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

@@ -21,9 +21,9 @@ class TritonPythonModel:
 
     def _respond(self, request: Any) -> Any:
         """TOKENS_BATCH [batch, beams, n] and SEQUENCE_LENGTH [batch, beams] to OUTPUT [batch, beams]."""
-        tokens = pb_utils.get_input_tensor_by_name(request, "TOKENS_BATCH").as_numpy()
-        lengths = pb_utils.get_input_tensor_by_name(request, "SEQUENCE_LENGTH").as_numpy()
-        # A zero-width response (only an end token was drawn) has no rows to reshape from: take the beams from the shape.
+        tokens = _array(request, "TOKENS_BATCH")
+        lengths = _array(request, "SEQUENCE_LENGTH")
+        # -1 would not do: a response may have no tokens, where only an end token was drawn.
         beams = tokens.reshape(lengths.size, tokens.shape[-1])
         texts = [
             self.tokenizer.decode(ids[:length].tolist(), skip_special_tokens=self.skip_special_tokens).encode()
@@ -31,3 +31,8 @@ class TritonPythonModel:
         ]
         output = np.array(texts, np.object_).reshape(lengths.shape)
         return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", output)])
+
+
+def _array(request: Any, name: str) -> Any:
+    tensor: Any = pb_utils.get_input_tensor_by_name(request, name)
+    return tensor.as_numpy()

@@ -1,4 +1,4 @@
-"""Triton's `preprocessing` model: text to token ids, with upstream's tensors. No chat template: the text is the prompt."""
+"""Triton's `preprocessing` model: text to token ids, with upstream's tensors. The text is the prompt, no template."""
 
 from typing import Any
 
@@ -28,9 +28,7 @@ class TritonPythonModel:
         try:
             outputs = self._tokenize(request)
         except InvalidRequest as error:
-            return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-            )
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in outputs.items()])
 
     def _tokenize(self, request: Any) -> dict[str, Any]:
@@ -43,8 +41,8 @@ class TritonPythonModel:
             raise InvalidRequest("the prompt is empty: send at least one token of text")
         if len(ids) >= self.max_seq_len:
             raise InvalidRequest(
-                f"the prompt has {len(ids)} tokens; with at least one token of answer it does not fit in the context of "
-                f"{self.max_seq_len} tokens: shorten it to {self.max_seq_len - 1} tokens or serve with a larger max_seq_len"
+                f"the prompt has {len(ids)} tokens and the context {self.max_seq_len}: no room for an answer; "
+                f"shorten the prompt to {self.max_seq_len - 1} tokens or serve with a larger max_seq_len"
             )
         if max_tokens < 1:
             raise InvalidRequest(f"max_tokens is {max_tokens}: ask for at least one token")

@@ -115,8 +115,9 @@ class ShardedLlama:
             attended = self._attention(index, _linear(normed, qkv, spans), step.segments, spans)
             x = x + self._sum_over_tp(_linear(attended, dense, spans))
             normed = _rms_norm(x, norm_post, self.epsilon)
-            gate, up = np.split(_linear(normed, gate_up, spans), 2, axis=1)
-            x = x + self._sum_over_tp(_linear(_silu(gate) * up, proj, spans))
+            both = _linear(normed, gate_up, spans)
+            width = both.shape[1] // 2
+            x = x + self._sum_over_tp(_linear(_silu(both[:, :width]) * both[:, width:], proj, spans))
         if self.head is None or self.final_norm is None:
             self.comm.Send(x, dest=self.comm.rank + self.tp)
             return None
@@ -190,7 +191,8 @@ def _linear(x: Array, weight: Array, spans: list[tuple[int, int]]) -> Array:
 
 
 def _rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
-    return x * (np.mean(x * x, axis=-1, keepdims=True) + np.float32(epsilon)) ** np.float32(-0.5) * weight
+    mean = np.add.reduce(x * x, axis=-1, keepdims=True) * np.float32(1 / x.shape[-1])
+    return x / np.sqrt(mean + np.float32(epsilon)) * weight
 
 
 def _silu(x: Array) -> Array:
@@ -209,7 +211,7 @@ def _rotary(size: int, positions: int, base: float) -> tuple[Array, Array]:
 
 def _rotate(x: Array, cos: Array, sin: Array) -> Array:
     """Rotary embedding with the halves apart (Hugging Face's layout); x [n, heads, d], cos and sin [n, 1, d/2]."""
-    low, high = np.split(x, 2, axis=-1)
+    low, high = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]
     return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
 
 

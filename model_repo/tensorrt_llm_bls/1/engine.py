@@ -29,8 +29,8 @@ SAME_NAME = (
     *("temperature", "repetition_penalty", "min_tokens", "presence_penalty", "frequency_penalty"),
     *("seed", "return_log_probs", "beam_width"),
 )
-TO_ENGINE = {"top_k": "runtime_top_k", "top_p": "runtime_top_p", "length_penalty": "len_penalty"}
-TO_ENGINE |= {name: name for name in SAME_NAME}
+OTHER_NAME = {"top_k": "runtime_top_k", "top_p": "runtime_top_p", "length_penalty": "len_penalty"}
+TO_ENGINE = OTHER_NAME | {name: name for name in SAME_NAME}
 LOG_PROBS = ("cum_log_probs", "output_log_probs")
 
 
@@ -54,7 +54,8 @@ class EngineGeneration(Generation):
             yield from self._collect(replies)
 
     def stop_inputs(self) -> dict[str, Any]:
-        return {name: scalar(0, np.int32) for name in ("input_ids", "input_lengths", "request_output_len")}
+        required = {name: scalar(0, np.int32) for name in ("input_ids", "input_lengths", "request_output_len")}
+        return required | {"stop": scalar(True, np.bool_)}
 
     def _given(self, names: dict[str, str]) -> dict[str, Any]:
         tensors = self.inputs.tensors

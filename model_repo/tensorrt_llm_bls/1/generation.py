@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -34,7 +34,7 @@ class Inputs:
 
 
 class Generation:
-    """One request to `tensorrt_llm`. `is_cancelled` tells whether the client has left; `cancelled`, that it did so here."""
+    """One request to `tensorrt_llm`. `is_cancelled` asks whether the client left; `cancelled`: it did, engine told."""
 
     def __init__(
         self, inputs: Inputs, tokenizer: ModelTokenizer, engine: str, is_cancelled: Callable[[], bool]
@@ -50,7 +50,7 @@ class Generation:
         raise NotImplementedError
 
     def stop_inputs(self) -> dict[str, Any]:
-        """The tensors besides `stop` that the engine requires of a stop request."""
+        """A stop request: `stop`, and the tensors that the engine requires of every request."""
         raise NotImplementedError
 
     def replies(self, inputs: dict[str, Any], outputs: list[str]) -> Iterator[dict[str, Any]]:
@@ -71,10 +71,10 @@ class Generation:
 
     def stop(self) -> None:
         """Ask the engine to end this request; nothing happens where it has ended already."""
-        inputs = {**self.stop_inputs(), "stop": scalar(True, np.bool_)}
-        # The answer is empty, or says that the request was cancelled.
-        for _ in self._request(self.engine, inputs, []).exec(decoupled=True):
-            pass
+        for response in self._request(self.engine, self.stop_inputs(), []).exec(decoupled=True):
+            # The cpu engine answers with nothing, the LLM API with an error that says CANCELLED.
+            if response.has_error() and response.error().code() != pb_utils.TritonError.CANCELLED:
+                cast(Any, pb_utils).Logger.log_warn(f"stopping request {self.request_id}: {response.error().message()}")
 
     def prompt_text(self) -> bytes:
         """What a whole answer begins with: the prompt, where the client asks for it."""

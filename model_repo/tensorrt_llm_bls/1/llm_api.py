@@ -38,7 +38,7 @@ class LlmApiGeneration(Generation):
             yield [text_tensor(self.prompt_text() + text.encode()), *self._counts(input_tokens, text)]
 
     def stop_inputs(self) -> dict[str, Any]:
-        return {"text_input": np.array([b"-"], np.object_)}
+        return {"text_input": np.array([b"-"], np.object_), "stop": np.array([True])}
 
     def _prompt(self) -> str:
         try:
