@@ -9,8 +9,10 @@
   the ensemble has that one step. The rendered tensorrt_llm/1/model.py loads the image's model where it lies and gives
   it the engine's llm_args.yaml with serving.json on top. The launcher copies nothing.
 
-tensorrt_llm_bls is the one to stream from: the ensemble detokenises each response by itself, so a character split over
-two tokens comes out as U+FFFD there, as upstream. Both leave a matched stop word at the end of the text, as upstream.
+tensorrt_llm_bls is the one to stream from. The ensemble detokenises each response by itself, so a character split over
+two tokens comes out as U+FFFD there, as upstream; and a client that cancels a gRPC stream of an ensemble now and then
+crashes tritonserver 2.51 (seen after a few hundred; never with tensorrt_llm_bls). Both leave a matched stop word at the
+end of the text, as upstream.
 """
 
 import json

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from tests.cpu_world import Decoded, decode
 
-# The largest difference of a logit between two shardings was 5.6e-5 when measured, from mlx-lm 1.7e-4 (logits reach
+# The largest difference of a logit between two shardings was 5.6e-5 at most when measured, from mlx-lm 1.7e-4 (logits reach
 # about 30); a greedy choice may flip only where the two best logits are closer than this.
 LOGIT_DIFFERENCE = 1e-3
 STEPS, KEEP = 64, 4
