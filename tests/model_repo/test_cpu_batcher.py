@@ -130,6 +130,10 @@ def test_log_probabilities_are_the_models_own(batcher: Batcher) -> None:
 
     assert len(stream.tokens) == len(stream.outputs[0].log_probs) == 6
     assert all(-10 < value <= 0 for value in stream.outputs[0].log_probs)
+    streamed = submit(batcher, [4, 8], 6, wants_log_probs=True, streaming=True)
+    assert streamed.tokens == stream.tokens
+    assert streamed.outputs[-1].cum_log_prob == pytest.approx(sum(stream.outputs[0].log_probs))
+    assert [output.log_probs for output in streamed.outputs] == [[value] for value in stream.outputs[0].log_probs]
     unasked = submit(batcher, [4, 8], 6)
     assert unasked.tokens == stream.tokens
     assert unasked.outputs[0].log_probs == []

@@ -18,11 +18,15 @@ CANCEL_POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Tokens just generated with their log probabilities (empty unless asked for); an error is one sentence."""
+    """Tokens just generated with their log probabilities (empty unless asked for); an error is one sentence.
+
+    `generated` and `cum_log_prob` count all tokens so far, these included.
+    """
 
     tokens: list[int] = field(default_factory=list[int])
     log_probs: list[float] = field(default_factory=list[float])
-    generated: int = 0  # tokens generated so far, these included
+    generated: int = 0
+    cum_log_prob: float = 0.0
     final: bool = False
     error: str | None = None
 
@@ -79,8 +83,15 @@ class _Active:
         if request.streaming or final:
             # What was not emitted before: everything, or in a stream the token just drawn.
             since = len(self.generated) - (not ended) if request.streaming else 0
-            tokens, log_probs = self.generated[since:], self.log_probs[since:]
-            request.emit(Output(tokens=tokens, log_probs=log_probs, generated=len(self.generated), final=final))
+            request.emit(
+                Output(
+                    tokens=self.generated[since:],
+                    log_probs=self.log_probs[since:],
+                    generated=len(self.generated),
+                    cum_log_prob=sum(self.log_probs),
+                    final=final,
+                )
+            )
         return final
 
 

@@ -117,7 +117,7 @@ def _tensors(tokens: list[int], output: Output, prompt_length: int) -> list[pb_u
     return [
         pb_utils.Tensor("output_ids", np.array([[tokens]], np.int32)),
         pb_utils.Tensor("sequence_length", np.array([[len(tokens)]], np.int32)),
-        pb_utils.Tensor("cum_log_probs", np.array([[sum(log_probs)]], np.float32)),
+        pb_utils.Tensor("cum_log_probs", np.array([[output.cum_log_prob]], np.float32)),
         pb_utils.Tensor("output_log_probs", np.array([[log_probs]], np.float32)),
         pb_utils.Tensor("num_input_tokens", np.array([[prompt_length]], np.int32)),
         pb_utils.Tensor("num_output_tokens", np.array([[output.generated]], np.int32)),
