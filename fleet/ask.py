@@ -159,6 +159,7 @@ def stream(server: str, inputs: list[Any], model: str = MODEL) -> Iterator[Any]:
     """The responses that carry text, of one streamed request; leaving early cancels it."""
     responses: queue.Queue[tuple[Any, Any]] = queue.Queue()
     client = triton.InferenceServerClient(server)
+    finished = False
 
     def callback(result: Any, error: Any) -> None:
         responses.put((result, error))
@@ -168,14 +169,15 @@ def stream(server: str, inputs: list[Any], model: str = MODEL) -> Iterator[Any]:
         client.async_stream_infer(model, inputs, enable_empty_final_response=True)
         while True:
             result, error = responses.get(timeout=SILENCE_SECONDS)
+            finished = error is not None or result.get_response().parameters["triton_final_response"].bool_param
             if error is not None:
                 raise error
             if result.as_numpy("text_output") is not None:
                 yield result
-            if result.get_response().parameters["triton_final_response"].bool_param:
+            if finished:
                 return
     finally:
-        client.stop_stream(cancel_requests=True)
+        client.stop_stream(cancel_requests=not finished)
         client.close()
 
 

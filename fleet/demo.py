@@ -1,6 +1,7 @@
 """`fleet demo`, the first thing a newcomer sees: serve the local stack, ask a question, say what ran where, stop."""
 
 import argparse
+import socket
 import subprocess
 import sys
 import time
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
             f'ask that one: python -m fleet ask "{args.question}"',
         )
     # With --json its progress goes to standard error, and the table is printed here, after the answer.
-    command = [sys.executable, "-m", "fleet", "serve", STACK, "--state-dir", str(args.state_dir), "--json"]
+    command = [sys.executable, "-m", "fleet", "serve", STACK, "--state-dir", str(args.state_dir), "--json", *_ports()]
     server = subprocess.Popen(command, process_group=0, preexec_fn=die_with_parent, stdout=subprocess.DEVNULL)
     try:
         while (state := read_state(run_dir)) is None or state["phase"] != "ready":
@@ -73,3 +74,13 @@ def run(args: argparse.Namespace) -> int:
         server.terminate()
         server.wait()
     return 0
+
+
+def _ports() -> list[str]:
+    """Flags with ports that are free now: a newcomer's 8000 is often taken."""
+    with socket.socket() as http, socket.socket() as grpc, socket.socket() as metrics:
+        flags: list[str] = []
+        for name, probe in (("http", http), ("grpc", grpc), ("metrics", metrics)):
+            probe.bind(("127.0.0.1", 0))
+            flags.append(f"--{name}-port={probe.getsockname()[1]}")
+        return flags

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from fleet.local import read_state
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 120
@@ -46,16 +46,6 @@ class Served:
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.1)
         raise AssertionError(f"not ready after {READY_SECONDS} s: {self.log.read_text()}")
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def fleet(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":

@@ -17,7 +17,8 @@ from planner.config import ModelConfig
 from planner.errors import PlanError
 from planner.plan import FleetPlan, plan_file
 from runtime.errors import Refusal
-from tests.e2e.conftest import ROOT, fleet, free_ports
+from tests.e2e.conftest import ROOT, fleet
+from tests.ports import free_ports
 
 LOCAL = ROOT / "stacks" / "Pulumi.local.yaml"
 

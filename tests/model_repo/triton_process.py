@@ -4,7 +4,6 @@
 import os
 import queue
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -17,6 +16,7 @@ import numpy as np
 import tritonclient.grpc as grpc
 
 from runtime.triton import Endpoints, find_triton, rank_command
+from tests.ports import free_ports
 
 NUMPY = {bool: np.bool_, int: np.int32, float: np.float32}
 
@@ -26,7 +26,7 @@ class TritonProcess:
 
     def __init__(self, repository: Path, cache: Path) -> None:
         triton = find_triton(cache)
-        self.ports = _free_ports(3)
+        self.ports = free_ports(3)
         self.repository, self.log = repository, repository.parent / f"{repository.name}.log"
         command = rank_command(
             triton,
@@ -135,13 +135,3 @@ def _input(name: str, value: Any) -> grpc.InferInput:
 
 def _wire_type(array: np.ndarray) -> str:
     return {"O": "BYTES", "b": "BOOL", "i": "INT32", "u": "UINT64", "f": "FP32"}[array.dtype.kind]
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

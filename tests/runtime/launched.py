@@ -6,7 +6,6 @@ The model is not a language model. It adds numbers through MPI, so an answer pro
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -38,6 +37,7 @@ MODEL = """
 import os, socket, time
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from tests.ports import free_ports
 
 class TritonPythonModel:
     def initialize(self, args):
@@ -100,16 +100,6 @@ def publish_engine(store: Path, ranks: int) -> Path:
             (out / f"rank{rank}.safetensors").write_bytes(b"weights of rank %d" % rank)
 
     return EngineStore(store).publish({"engine": engine_id(key), "key": key}, build)
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def until(condition: Callable[[], T], what: str, seconds: float = DEADLINE_SECONDS) -> T:

@@ -22,7 +22,8 @@ from runtime.process_tree import NAME_PREFIX, ProcessTree
 from runtime.rank import HostSettings
 from runtime.triton import Endpoints, Triton
 from runtime.worker import rank_host_environment
-from tests.runtime.launched import Launched, free_ports, publish_engine, until, write_model_repository
+from tests.ports import free_ports
+from tests.runtime.launched import Launched, publish_engine, until, write_model_repository
 
 RANKS = 3
 HOST = HostSettings(
