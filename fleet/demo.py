@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if read_state(run_dir) is not None:
         raise Refusal(
             f"{model.name} is served here already",
-            "a second group would fight for its ports",
+            "a second group would overwrite its state and logs",
             f'ask that one: python -m fleet ask "{args.question}"',
         )
     # With --json its progress goes to standard error, and the table is printed here, after the answer.

@@ -6,6 +6,7 @@ backend directory with the stub of this Python's minor version, and the library 
 need.
 """
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from runtime.errors import Refusal
 
 IMAGE_ROOT = Path("/opt/tritonserver")
+LIBPYTHON_FOLDER = "libpython"
 
 
 @dataclass(frozen=True)
@@ -105,22 +107,19 @@ def _bundled(cache: Path) -> Triton:
                 "reinstall nvidia-pytriton in the version that requirements/local.txt names",
             )
     _refuse_numpy_2()
-    path = os.pathsep.join([str(libpython_directory()), str(libraries)])
-    return Triton(
-        str(server),
-        str(_backend_directory(package / "tritonserver", cache)),
-        {"PATH": str(Path(sys.executable).parent), "LD_LIBRARY_PATH": path},
-    )
+    backends = _backend_directory(package / "tritonserver", libpython(), cache)
+    path = os.pathsep.join([str(backends / LIBPYTHON_FOLDER), str(libraries)])
+    return Triton(str(server), str(backends), {"PATH": str(Path(sys.executable).parent), "LD_LIBRARY_PATH": path})
 
 
-def libpython_directory() -> Path:
-    """The directory of this Python's shared library, which the python backend's stub loads. Raises Refusal."""
+def libpython() -> Path:
+    """This Python's shared library, which the python backend's stub loads. Raises Refusal."""
     name = str(sysconfig.get_config_var("INSTSONAME") or "")
     library = Path(str(sysconfig.get_config_var("LIBDIR") or ""))
     multiarch = str(sysconfig.get_config_var("MULTIARCH") or "")
     for directory in (library, library / multiarch, Path(sys.base_prefix) / "lib"):
         if ".so" in name and (directory / name).is_file():
-            return directory
+            return directory / name
     raise Refusal(
         f"Python {sys.version.split()[0]} at {sys.base_prefix} has no shared libpython",
         "Triton's python backend embeds Python, so none of its models would load",
@@ -138,8 +137,12 @@ def _refuse_numpy_2() -> None:
         )
 
 
-def _backend_directory(bundle: Path, cache: Path) -> Path:
-    """`<cache>/backends-<server version>-py<minor>` with python/ inside; made once, whole or not at all."""
+def _backend_directory(bundle: Path, library: Path, cache: Path) -> Path:
+    """A folder in `cache` with python/ inside, and a link to `library`; made once, whole or not at all.
+
+    The link stands alone in its folder: a system's library folder on LD_LIBRARY_PATH would put the system's libmpi, of
+    another Open MPI, in the place of the environment's own.
+    """
     minor = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = bundle / "python_backend_stubs" / minor / "triton_python_backend_stub"
     if not stub.is_file():
@@ -149,7 +152,8 @@ def _backend_directory(bundle: Path, cache: Path) -> Path:
             "no python model would load",
             "make the environment with one of those Python versions",
         )
-    target = cache / f"backends-{importlib.metadata.version('nvidia-pytriton')}-py{minor}"
+    python = hashlib.sha256(str(library).encode()).hexdigest()[:8]
+    target = cache / f"backends-{importlib.metadata.version('nvidia-pytriton')}-py{minor}-{python}"
     if not target.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=cache))
@@ -157,6 +161,8 @@ def _backend_directory(bundle: Path, cache: Path) -> Path:
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(bundle / "backends" / "python", staging / "python", ignore=ignore)
             shutil.copy2(stub, staging / "python")
+            (staging / LIBPYTHON_FOLDER).mkdir()
+            (staging / LIBPYTHON_FOLDER / library.name).symlink_to(library)
             staging.chmod(0o755)
             _rename_unless_there(staging, target)
         finally:

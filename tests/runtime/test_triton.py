@@ -54,6 +54,9 @@ def test_the_bundled_triton_starts_with_the_environment_found(tmp_path: Path) ->
     )
     assert f"libpython{sys.version_info.major}.{sys.version_info.minor}" in linked.stdout
     assert "not found" not in linked.stdout
+    # Nothing else of the system comes before the environment's own libraries.
+    first = Path(found.environment["LD_LIBRARY_PATH"].split(os.pathsep)[0])
+    assert [path.name.startswith("libpython") for path in first.iterdir()] == [True]
     assert "pytriton" not in sys.modules
 
 
