@@ -1,8 +1,9 @@
 # `make demo` and `make test` each do all their own set-up, and reuse on a second run what the first one made.
 
-# The bundled Triton needs numpy 1.26, and that has no wheels for Python 3.13 and later.
-SUPPORTED := 'import sys; print(sys.executable if sys.version_info[:2] in ((3, 11), (3, 12)) else "")'
-PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c $(SUPPORTED) 2>/dev/null)))
+# The bundled Triton's stub for Python 3.12 crashes when a model answers from a thread, and numpy 1.26, which it needs, has
+# no wheels for 3.13 (docs/adr/001).
+PYTHON ?= $(firstword $(foreach p,python3.11 python3,$(shell $(p) -c 'import sys; print(sys.executable)' 2>/dev/null)))
+IS_SUPPORTED := 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'
 RUN := .venv/bin/python
 PIP := .venv/bin/pip --disable-pip-version-check install --require-hashes
 
@@ -32,10 +33,10 @@ clean: ## remove the environment, engines and logs
 	rm -rf .venv .fleet
 
 .venv/bin/pip:
-	@test -n "$(PYTHON)" || { \
-	  echo "error: no Python 3.11 or 3.12 in PATH (python3 is $$(python3 --version 2>&1))"; \
-	  echo "  consequence: the Triton bundled for laptops cannot run"; \
-	  echo "  fix: install one of them, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; } >&2
+	@"$(or $(PYTHON),python3)" -c $(IS_SUPPORTED) 2>/dev/null || { \
+	  echo "error: the local fleet needs Python 3.11, and $(or $(PYTHON),python3) is $$($(or $(PYTHON),python3) --version 2>&1)"; \
+	  echo "  consequence: the Triton bundled for laptops would crash, or not install; nothing was made"; \
+	  echo "  fix: install Python 3.11 beside it, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; } >&2
 	$(PYTHON) -m venv .venv
 
 .venv/local.stamp: requirements/local.txt requirements/wheels.txt | .venv/bin/pip

@@ -100,11 +100,11 @@ def static_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_config_var", lambda n: "libpython3.11.a" if n == "INSTSONAME" else real(n))  # pyright: ignore
 
 
-def unknown_python(monkeypatch: pytest.MonkeyPatch) -> None:
+def other_python(monkeypatch: pytest.MonkeyPatch) -> None:
     class Version(tuple[int, int]):
-        major, minor = 3, 99
+        major, minor = 3, 12  # there is a stub for it, but it crashes
 
-    monkeypatch.setattr(sys, "version_info", Version((3, 99)))
+    monkeypatch.setattr(sys, "version_info", Version((3, 12)))
 
 
 @pytest.mark.usefixtures("bundled")
@@ -114,7 +114,7 @@ def unknown_python(monkeypatch: pytest.MonkeyPatch) -> None:
         (no_package, "there is no tritonserver"),
         (numpy_2, r"numpy is 2\.1\.0"),
         (static_python, "has no shared libpython"),
-        (unknown_python, r"this is Python 3\.99, .* stubs for .*3\.11"),
+        (other_python, r"this is Python 3\.12, .* works with 3\.11 only"),
     ],
 )
 def test_what_is_lacking_is_refused_before_anything_is_made(
