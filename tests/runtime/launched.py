@@ -37,7 +37,6 @@ MODEL = """
 import os, socket, time
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from tests.ports import free_ports
 
 class TritonPythonModel:
     def initialize(self, args):
