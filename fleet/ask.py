@@ -51,12 +51,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--model", metavar="NAME", help="which one, where several are served")
     parser.add_argument("--system", metavar="TEXT", help="a system message before the question")
     parser.add_argument("--raw", action="store_true", help="send the question as it is, without the chat template")
-    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--max-tokens", type=_int32, default=256, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--temperature", type=float, help="with --top-k or --top-p; without those the answer is greedy")
-    parser.add_argument("--top-k", type=int, metavar="K")
+    parser.add_argument("--top-k", type=_int32, metavar="K")
     parser.add_argument("--top-p", type=float, metavar="P")
     parser.add_argument("--repetition-penalty", type=float, metavar="X")
-    parser.add_argument("--seed", type=int, metavar="N")
+    parser.add_argument("--seed", type=_uint64, metavar="N")
     parser.add_argument("--state-dir", type=Path, default=STATE, help="as given to `serve` (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print a JSON object when the answer is complete")
     parser.set_defaults(run=run)
@@ -183,7 +183,8 @@ def stream(server: str, inputs: list[Any], model: str = MODEL) -> Iterator[Any]:
 
 def tensors(prompt: str, options: dict[str, Any]) -> Iterator[Any]:
     """The request's input tensors; `options` holds max_tokens, and what is not None of the sampling parameters."""
-    yield _tensor("text_input", np.array([[prompt.encode()]], np.object_))
+    # Bytes that are no UTF-8 go out as they came in: the server refuses them with the reason.
+    yield _tensor("text_input", np.array([[prompt.encode(errors="surrogateescape")]], np.object_))
     yield _tensor("max_tokens", np.array([[options["max_tokens"]]], np.int32))
     for name in ("stream", "return_num_input_tokens", "return_num_output_tokens"):
         yield _tensor(name, np.array([[True]]))
@@ -197,6 +198,21 @@ def _tensor(name: str, values: npt.NDArray[Any]) -> Any:
     tensor = triton.InferInput(name, values.shape, TRITON_TYPES[values.dtype.type])
     tensor.set_data_from_numpy(values)
     return tensor
+
+
+def _int32(text: str) -> int:
+    return _within(text, -(2**31), 2**31 - 1)
+
+
+def _uint64(text: str) -> int:
+    return _within(text, 0, 2**64 - 1)
+
+
+def _within(text: str, least: int, most: int) -> int:
+    number = int(text)
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
+    return number
 
 
 def _print_piece(piece: str) -> None:

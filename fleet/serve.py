@@ -26,8 +26,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("stack", nargs="?", default="local", help="a stack file or name (default: %(default)s)")
     parser.add_argument("--model", metavar="NAME", help="which model, where the stack has several")
     parser.add_argument("--state-dir", type=Path, default=STATE, help="engines, logs and state (default: %(default)s)")
-    for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
-        parser.add_argument(f"--{name}-port", type=int, default=port, help="(default: %(default)s)")
+    for name, default in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+        parser.add_argument(f"--{name}-port", type=launch.tcp_port, default=default, help="(default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the group's state as a line of JSON at each change")
     parser.set_defaults(run=run)
 

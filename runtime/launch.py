@@ -196,13 +196,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--engine", type=Path, required=True, help="<store>/engines/<id>")
     add("--run-dir", type=Path, default=Path("/run/tritonfleet"), help="state.json and logs")
     add("--ranks-per-host", type=int, default=None, help="default: the engine's ranks divided by the group size")
-    add("--http-port", type=int, default=8000)
-    add("--grpc-port", type=int, default=8001)
-    add("--metrics-port", type=int, default=8002)
+    add("--http-port", type=tcp_port, default=8000)
+    add("--grpc-port", type=tcp_port, default=8001)
+    add("--metrics-port", type=tcp_port, default=8002)
     # A laptop's model is nobody else's; a pod's ports are reached through its address.
     add("--bind", default="0.0.0.0" if "LWS_LEADER_ADDRESS" in env else "127.0.0.1", type=_address)
     add("--mpirun", default=None, help="default: the one beside this Python, else the one in PATH")
-    add("--rendezvous-port", type=int, default=8470)
+    add("--rendezvous-port", type=tcp_port, default=8470)
     add("--token-file", type=Path, default=None, help="default: the variable TRITONFLEET_TOKEN")
     add("--leader-address", default=env.get("LWS_LEADER_ADDRESS"))
     add("--group-size", type=int, default=env.get("LWS_GROUP_SIZE", "1"))
@@ -212,6 +212,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--drain-seconds", type=float, default=30.0, help="how long requests in flight may take after SIGTERM")
     add("--stable-seconds", type=float, default=60.0, help="ready for this long, a loss starts back-off anew")
     return parser
+
+
+def tcp_port(text: str) -> int:
+    """A TCP port, for argparse."""
+    number = int(text)
+    if not 1 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port, 1 to 65535")
+    return number
 
 
 def _address(text: str) -> str:

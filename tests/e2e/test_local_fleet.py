@@ -134,6 +134,14 @@ def test_a_prompt_over_the_context_is_refused_and_the_next_one_answered(served: 
     assert answered.returncode == 0
 
 
+def test_bytes_that_are_no_text_are_refused(served: Served) -> None:
+    refused = fleet("ask", b"caf\xe9".decode(errors="surrogateescape"), f"--state-dir={served.state_dir}", "--raw")
+
+    assert refused.returncode == 1
+    assert "UTF-8" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_wrong_sampling_values_are_refused_by_name(served: Served) -> None:
     for flags, named in [
         (["--temperature=-1", "--top-k=5"], "temperature"),

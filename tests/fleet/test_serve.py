@@ -139,6 +139,21 @@ def test_the_chat_template_is_the_models_own_and_runs_in_a_sandbox(tmp_path: Pat
         chat_prompt(tmp_path, "Hi", None)
 
 
-def test_wrong_usage_is_status_2() -> None:
-    assert fleet("serve", "--http-port=x").returncode == 2
-    assert fleet().returncode == 2
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("serve", "--http-port=x"),
+        ("serve", "--grpc-port=70000"),
+        ("ask", "Hi", "--seed=-1"),
+        ("ask", "Hi", f"--seed={2**64}"),
+        ("ask", "Hi", "--max-tokens=3000000000"),
+        ("ask", "Hi", "--temperature=warm"),
+        ("engines",),
+        ("plan",),
+    ],
+)
+def test_wrong_usage_is_status_2(arguments: tuple[str, ...]) -> None:
+    done = fleet(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr

@@ -283,6 +283,25 @@ def test_what_cannot_work_is_refused_with_the_fix(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("LWS_GROUP_SIZE", "two", "--group-size"), ("LWS_WORKER_INDEX", "", "--worker-index")],
+)
+def test_leader_worker_sets_variables_are_checked(
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    value: str,
+    said: str,
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_the_ranks_inherit_the_environment_but_not_the_groups_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITONFLEET_TOKEN", "secret")
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
