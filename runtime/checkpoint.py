@@ -54,6 +54,9 @@ def _hugging_face(folder: Path) -> Checkpoint:
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     _require_llama(str(config.get("model_type")), config.get("rope_scaling"), folder)
+    for name, known in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
+        if config.get(name, known) != known:
+            raise _not_computed(f"{name} {config[name]!r}", folder)
     files: dict[str, Any] = {}  # the open shard of each tensor
     for shard in sorted(folder.glob("*.safetensors")):
         opened: Any = safe_open(shard, framework="np")
@@ -126,13 +129,18 @@ def _gguf(path: Path) -> Checkpoint:
 
 
 def _require_llama(family: str, rope_scaling: object, path: Path) -> None:
-    if family != "llama" or rope_scaling not in (None, "none"):
-        what = f"model family {family!r}" if family != "llama" else f"RoPE scaling {rope_scaling!r}"
-        raise Refusal(
-            f"{path} has {what}, which the CPU backend does not compute",
-            "its answers would be wrong",
-            "serve it with backend tensorrt or pytorch, or choose a Llama-family model without RoPE scaling",
-        )
+    if family != "llama":
+        raise _not_computed(f"model family {family!r}", path)
+    if rope_scaling not in (None, "none"):
+        raise _not_computed(f"RoPE scaling {rope_scaling!r}", path)
+
+
+def _not_computed(what: str, path: Path) -> Refusal:
+    return Refusal(
+        f"{path} has {what}, which the CPU backend does not compute",
+        "its answers would be wrong",
+        "serve it with backend tensorrt or pytorch, or choose a plain Llama-family model",
+    )
 
 
 _GGUF_NAMES = {

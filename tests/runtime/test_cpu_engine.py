@@ -80,7 +80,16 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
         build(checkpoint, tmp_path / "engine", 1, 1)
 
 
-@pytest.mark.parametrize("change", [{"model_type": "gpt2"}, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_type": "gpt2"},
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        {"attention_bias": True},
+        {"mlp_bias": True},
+        {"hidden_act": "gelu"},
+    ],
+)
 def test_what_the_engine_would_compute_wrongly_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     checkpoint = tiny_llama.write(tmp_path / "model", **change)
 
