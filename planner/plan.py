@@ -130,9 +130,15 @@ def _backend(model: ModelConfig, facts: ModelFacts) -> Iterator[Finding]:
         cost = f"the {model.backend} backend has no {facts.architecture}; the engine could not be built"
         fix = f"give one of {', '.join(sorted(family.backends))}"
         yield "backend", f"{model.backend} does not run {family.name}", cost, fix
-    elif model.backend == "cpu" and facts.rope_scaling:
-        cost = "positions would be encoded wrongly, and answers be nonsense"
-        yield "backend", f"the CPU engine has no RoPE scaling ({facts.rope_scaling})", cost, "choose a GPU backend"
+    elif model.backend == "cpu":
+        parts = {
+            f"RoPE scaling ({facts.rope_scaling})": facts.rope_scaling is not None,
+            "attention biases": facts.attention_bias,
+            "feed-forward biases": facts.mlp_bias,
+        }
+        for part in (name for name, present in parts.items() if present):
+            cost = "it would compute without them, and answers be nonsense"
+            yield "backend", f"the CPU engine has no {part}", cost, "choose a GPU backend"
     weight_only = model.quantization.weights in ("int8_wo", "int4_wo")
     if model.backend == "tensorrt" and weight_only and not family.engine_weight_only:
         what = f"{family.name}'s convert_checkpoint.py has no --use_weight_only"

@@ -85,8 +85,10 @@ def _gguf(path: Path) -> Checkpoint:
         return default if found is None else found.contents()
 
     architecture = str(field("general.architecture"))
-    _require_llama(architecture, field(f"{architecture}.rope.scaling.type"), path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
+    # llama.cpp stores Llama 3's scaling as a tensor of factors, and names no type.
+    scaling = "llama3" if "rope_freqs.weight" in tensors else field(f"{architecture}.rope.scaling.type")
+    _require_llama(architecture, scaling, path)
     heads = int(field("llama.attention.head_count"))
     kv_heads = int(field("llama.attention.head_count_kv", heads))
     tokens: list[str] = field("tokenizer.ggml.tokens")

@@ -31,6 +31,16 @@ def test_the_local_stack_is_three_ranks_on_one_host() -> None:
     assert plan.engine.key["mapping"]["gpus_per_node"] == 3
 
 
+def test_llamas_with_biases_are_not_for_the_cpu_engine(tmp_path: Path) -> None:
+    known = json.loads((KNOWN_MODELS / "smollm2-135m.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(
+        json.dumps(known | {"attention_bias": True, "mlp_bias": True}), encoding="utf-8"
+    )
+    said = refusal(LOCAL, config="config.json", base_dir=tmp_path)["models[0].backend"]
+    assert "attention biases" in said
+    assert "feed-forward biases" in said
+
+
 def test_the_same_stack_gives_the_same_plan() -> None:
     path = ROOT / "stacks" / "Pulumi.local.yaml"
     assert plan_file(path) == plan_file(path)
