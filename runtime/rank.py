@@ -35,6 +35,8 @@ LIFELINE_VARIABLE = "TRITONFLEET_LIFELINE"
 # Written by tritonserver on shutdown when the last inference has ended. What follows may wait for ranks that never call
 # MPI_Finalize, so it is given only FINALIZE_SECONDS.
 DRAINED = b"All models are stopped"
+# After this tritonserver would wait for its model process for ever.
+STUB_FAILED = b"Failed to run python backend stub"
 FINALIZE_SECONDS = 1.0
 # A server that sees its model fail says why just after; the launcher shows it.
 LAST_WORDS_SECONDS = 0.2
@@ -133,6 +135,7 @@ class Rank:
         self.draining = False
         self.ending = False
         self.ready_to_go: float | None = None  # monotonic time after which a drained server need not be waited for
+        self.stub_failed = False
         self.last_lines: deque[str] = deque(maxlen=400)
         self.unfinished = b""
         self.selector = selectors.DefaultSelector()
@@ -185,6 +188,8 @@ class Rank:
             for key, _ in self.selector.select(0.2):
                 if key.data == "output":
                     self._copy(server.stdout, log)
+                    if self.stub_failed:
+                        return self._lost("the model process (python backend stub) cannot be started: is bash in PATH?")
                 elif key.data == "listener":
                     self.selector.register(listener.accept()[0], selectors.EVENT_READ, "lifeline")
                 elif key.data == "lifeline" and self._cut(key.fileobj):
@@ -234,6 +239,7 @@ class Rank:
         for line in lines:
             log.write(b"[rank %d] %s\n" % (self.rank, line))
             self.last_lines.append(line.decode(errors="replace"))
+            self.stub_failed = self.stub_failed or STUB_FAILED in line
             if self.draining and self.ready_to_go is None and DRAINED in line:
                 self.ready_to_go = time.monotonic() + FINALIZE_SECONDS
         log.flush()

@@ -225,6 +225,15 @@ def test_a_model_that_cannot_load_is_reported_once_and_not_retried(launch: Calla
     assert not shared_memory_left()
 
 
+def test_a_model_process_that_cannot_be_started_is_reported(launch: Callable[..., Launched], tmp_path: Path) -> None:
+    """Triton starts it by bash, and waits for ever where there is none."""
+    tools = tmp_path / "tools without bash"
+    tools.mkdir()
+    group = launch(env={"PATH": str(tools)})
+    assert group.process.wait(30) == 1
+    assert "is bash in PATH?" in group.log()
+
+
 def test_a_stop_while_loading_ends_cleanly(launch: Callable[..., Launched]) -> None:
     group = launch()
     until(lambda: len(group.state()["ranks"]) == RANKS, "the servers started")
