@@ -53,7 +53,11 @@ def _hugging_face(folder: Path) -> Checkpoint:
     from safetensors import safe_open
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    _require_llama(str(config.get("model_type")), config.get("rope_scaling"), folder)
+    # Transformers 5 keeps the rotary base and its scaling together in rope_parameters.
+    rotary: dict[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    scaling = rotary.get("rope_type", rotary.get("type"))
+    _require_llama(str(config.get("model_type")), None if scaling == "default" else scaling, folder)
+    config.setdefault("rope_theta", rotary.get("rope_theta", 10000.0))
     for name, known in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
         if config.get(name, known) != known:
             raise _not_computed(f"{name} {config[name]!r}", folder)

@@ -73,6 +73,18 @@ def test_an_impossible_sharding_is_refused_with_its_reason(tmp_path: Path, tp: i
         build(checkpoint, tmp_path / "engine", tp, pp)
 
 
+def test_the_rotary_base_is_found_where_either_transformers_writes_it(tmp_path: Path) -> None:
+    old = tiny_llama.write(tmp_path / "old", rope_theta=5000.0)
+    new = tiny_llama.write(tmp_path / "new", rope_parameters={"rope_type": "default", "rope_theta": 7000.0})
+    config = json.loads((new / "config.json").read_text())
+    del config["rope_theta"]
+    (new / "config.json").write_text(json.dumps(config))
+
+    for checkpoint, base in ((old, 5000.0), (new, 7000.0)):
+        engine = build(checkpoint, tmp_path / f"engine of {checkpoint.name}", 1, 1)
+        assert json.loads((engine / "config.json").read_text())["pretrained_config"]["rotary_base"] == base
+
+
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     checkpoint = tiny_llama.write(tmp_path / "model", tokens=150)
 
@@ -85,6 +97,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     [
         {"model_type": "gpt2"},
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "rope_theta": 500000.0}},
         {"attention_bias": True},
         {"mlp_bias": True},
         {"hidden_act": "gelu"},
