@@ -9,7 +9,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from model_repo.render import render, write
-from tests.model_repo.triton_process import TritonProcess, text_of
+from tests.model_repo.triton_process import TritonProcess, requests_seen, text_of
 
 FAKE = Path(__file__).with_name("fake_llm_api.py")
 TEXT = "hello 🙂 漢字"
@@ -35,11 +35,6 @@ def server(plan_of, engine_dir, triton_cache, tmp_path_factory):
         yield process.wait_ready()
     finally:
         process.stop()
-
-
-def requests_seen(server: TritonProcess) -> list[dict]:
-    path = server.repository / "tensorrt_llm/1/requests.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_arguments_are_the_engines_with_serving_on_top(server):

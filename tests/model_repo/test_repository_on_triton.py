@@ -1,7 +1,6 @@
 """The rendered repository on a real Triton, over a scripted engine that echoes the prompt's tokens."""
 
 # pyright: basic
-import json
 import re
 import threading
 import time
@@ -12,7 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from model_repo.render import render, write
 from tests.model_repo.conftest import Engine
-from tests.model_repo.triton_process import TritonProcess, text_of
+from tests.model_repo.triton_process import TritonProcess, requests_seen, text_of
 
 SCRIPTED = Path(__file__).with_name("scripted_engine.py")
 TEXT = "hello 🙂 naïve 漢字 👩‍👩‍👧 end"
@@ -37,11 +36,6 @@ def server(plan_of, engine_dir, triton_cache, tmp_path_factory):
         yield process.wait_ready()
     finally:
         process.stop()
-
-
-def requests_seen(server: TritonProcess) -> list[dict]:
-    path = server.repository / "tensorrt_llm/1/requests.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 @pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])

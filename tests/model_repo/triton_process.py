@@ -1,6 +1,7 @@
 """A real tritonserver over a repository, and a client that streams from it."""
 
 # pyright: basic
+import json
 import os
 import queue
 import signal
@@ -135,3 +136,9 @@ def _input(name: str, value: Any) -> grpc.InferInput:
 
 def _wire_type(array: np.ndarray) -> str:
     return {"O": "BYTES", "b": "BOOL", "i": "INT32", "u": "UINT64", "f": "FP32"}[array.dtype.kind]
+
+
+def requests_seen(server: "TritonProcess") -> list[dict[str, Any]]:
+    """What the stand-in for tensorrt_llm wrote down of its requests."""
+    path = server.repository / "tensorrt_llm/1/requests.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
