@@ -44,6 +44,8 @@ clean: ## remove the environment, engines and logs
 	$(PIP) --no-deps -r requirements/wheels.txt
 	@touch $@
 
-.venv/test.stamp: requirements/test.txt .venv/local.stamp
+.venv/test.stamp: requirements/test.txt requirements/checkov.txt .venv/local.stamp
 	$(PIP) -r requirements/test.txt
+	$(PYTHON) -m venv .venv/checkov
+	.venv/checkov/bin/pip --disable-pip-version-check install --require-hashes -r requirements/checkov.txt
 	@touch $@

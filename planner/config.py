@@ -1,40 +1,40 @@
 """The stack file, typed. The only reader of configuration: nothing else looks into a stack file."""
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning
+from pydantic import Field, ValidationError
 
+from planner.cloud_config import (
+    AwsConfig,
+    ClusterConfig,
+    ImagesConfig,
+    NetworkConfig,
+    PoolConfig,
+    StorageConfig,
+)
 from planner.config_problems import cross_field_problems, problems_of
 from planner.errors import PlanError, Problem, did_you_mean, shown
+from planner.instances import instances
+from planner.strict import Strict
 from planner.untyped import as_list, as_mapping
 
 NAMESPACE = "tritonfleet"
-MAX_STACK_FILE_BYTES = 128 << 10
 
 WeightQuantization = Literal["none", "fp8", "int8_wo", "int4_wo", "int4_awq", "w4a8_awq", "int8_sq", "nvfp4"]
 KvCacheQuantization = Literal["none", "fp8", "int8"]
 Backend = Literal["cpu", "tensorrt", "pytorch"]
 
 
-class _Strict(BaseModel):
-    # strict: "3" is not 3 and 1 is not true; an unknown key is an error, never ignored.
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class QuantizationConfig(_Strict):
+class QuantizationConfig(Strict):
     """Number formats of the weights and of the KV cache; `none` keeps the checkpoint's own."""
 
     weights: WeightQuantization = "none"
     kv_cache: KvCacheQuantization = "none"
 
 
-class BuildFlags(_Strict):
+class BuildFlags(Strict):
     """Flags of trtllm-build, by its own names. Every one is part of the engine key."""
 
     gemm_plugin: Literal["auto", "float16", "bfloat16", "fp8", "nvfp4", "disable"] = "auto"
@@ -47,9 +47,11 @@ class BuildFlags(_Strict):
     reduce_fusion: bool = False
 
 
-class ServingConfig(_Strict):
+class ServingConfig(Strict):
     """How an engine is served. Nothing here changes the engine, so nothing here is part of its key."""
 
+    replicas: int = Field(default=1, ge=0, le=1000)
+    log_level: Literal["error", "warning", "info", "verbose"] = "info"
     max_queue_size: int = Field(default=64, ge=1, le=1_000_000)
     kv_cache_free_gpu_mem_fraction: float = Field(default=0.9, gt=0, le=1)
     kv_cache_tokens: int | None = Field(default=None, ge=1, le=1 << 40)
@@ -59,7 +61,7 @@ class ServingConfig(_Strict):
     max_queue_delay_microseconds: int = Field(default=0, ge=0, le=60_000_000)
 
 
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """One model to serve. `max_seq_len` counts prompt and answer tokens of one request."""
 
     name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
@@ -73,6 +75,7 @@ class ModelConfig(_Strict):
     tensor_parallel: int = Field(default=1, ge=1, le=4096)
     pipeline_parallel: int = Field(default=1, ge=1, le=4096)
     quantization: QuantizationConfig = QuantizationConfig()
+    pool: str | None = Field(default=None, min_length=1, max_length=64)
     gpu: str | None = Field(default=None, min_length=1, max_length=64)
     gpus_per_node: int = Field(default=8, ge=1, le=256)
     mig_profile: str | None = Field(default=None, min_length=1, max_length=64)
@@ -95,76 +98,197 @@ class ModelConfig(_Strict):
         return self.quantization.kv_cache == "none" and self.quantization.weights in ("none", "int8_wo", "int4_wo")
 
 
-class StackConfig(_Strict):
-    """A whole stack: where to run, and which models."""
+Cloud = Literal["existing", "aws"]
 
-    cloud: Literal["existing"]
+
+class SiteConfig(Strict):
+    """Where a stack runs: everything but its models and the pools they run on."""
+
+    cloud: Cloud
+    region: str | None = Field(default=None, min_length=1, max_length=64)
+    network: NetworkConfig | None = None
+    cluster: ClusterConfig = ClusterConfig()
+    storage: StorageConfig = StorageConfig()
+    images: ImagesConfig = ImagesConfig()
+    aws: AwsConfig = AwsConfig()
+    hugging_face_token: bool = False
+
+
+class StackConfig(SiteConfig):
+    """A whole stack: where to run, on what, and which models."""
+
+    pools: Annotated[tuple[PoolConfig, ...], Field(strict=False)] = ()
     models: Annotated[tuple[ModelConfig, ...], Field(strict=False, min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedStack:
-    """What could be read: the models that are sound by themselves, by their place in the file, and all problems."""
+    """What could be read: what is sound by itself, by its place in the file, and all problems.
 
-    cloud: Literal["existing"]
+    `site` is None when not even the cloud could be read; a section of it that is at fault has its defaults.
+    """
+
+    site: SiteConfig | None
+    pools: dict[int, PoolConfig]
     models: dict[int, ModelConfig]
     problems: tuple[Problem, ...]
 
 
-def load_stack(path: Path) -> StackConfig:
-    """The stack file at `path`; raises PlanError with every problem in it."""
-    return _sound(parse_stack(read_stack_file(path)))
-
-
 def stack_from_mapping(values: Mapping[str, Any]) -> StackConfig:
-    """The same from the stack's `tritonfleet:` configuration, namespace removed (`cloud`, `models`)."""
-    return _sound(parse_stack(values))
+    """The stack of a `tritonfleet:` configuration, namespace removed. Raises PlanError with every problem in it."""
+    parsed = parse_stack(values)
+    if parsed.problems or parsed.site is None:
+        raise PlanError(parsed.problems)
+    site = {name: getattr(parsed.site, name) for name in SiteConfig.model_fields}
+    return StackConfig(**site, pools=tuple(parsed.pools.values()), models=tuple(parsed.models.values()))
 
 
 def parse_stack(values: Mapping[str, Any]) -> ParsedStack:
-    """Each model checked by itself, so that one model's fault hides no other's."""
-    problems: list[Problem] = []
+    """Each section, pool and model checked by itself, so that one's fault hides no other's."""
+    values, problems = _without_token(values)
+    site, found = _parse_site(values)
+    problems += found
+    pools: dict[int, PoolConfig] = {}
     models: dict[int, ModelConfig] = {}
-    raw = values.get("models")
-    for index, entry in enumerate(as_list(raw)):
-        model, found = _parse_model(entry, f"models[{index}]")
+    raw_pools = as_list(values.get("pools"))
+    for index, entry in enumerate(raw_pools):
+        pool, found = _parse_pool(entry, f"pools[{index}]")
         problems += found
-        if model is not None:
+        if pool is not None:
+            pools[index] = pool
+    by_name = {pool.get("name"): pool for pool in map(as_mapping, raw_pools)}
+    for index, entry in enumerate(as_list(values.get("models"))):
+        key, chosen = f"models[{index}]", entry
+        found_of_pool: list[Problem] = []
+        if site is not None and isinstance(entry, dict):
+            chosen, found_of_pool = _on_pool(as_mapping(entry), site, by_name, key)
+        model, found = _parse_model(chosen, key)
+        # The pool decides the GPU: without the one a model lacks the other, and one of the two is said.
+        found = [
+            problem for problem in found if site is None or site.cloud == "existing" or problem.key != f"{key}.gpu"
+        ]
+        problems += found_of_pool + found
+        if model is not None and not found_of_pool:
             models[index] = model
-    problems += _duplicate_names(models)
+    for section, items in (("pools", pools), ("models", models)):
+        problems += _duplicate_names(section, items)
+        if values.get(section) and not isinstance(values[section], list):
+            problems.append(_not_a_list(section, values[section]))
+    return ParsedStack(site=site, pools=pools, models=models, problems=tuple(problems))
+
+
+def _without_token(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    # The planner needs to know that there is a token, never the token: it is a string when Pulumi has decrypted it, and
+    # `secure: …` in the file.
+    if "hugging_face_token" not in values:
+        return dict(values), []
+    token = values["hugging_face_token"]
+    present = {**values, "hugging_face_token": True}
+    if (isinstance(token, str) and token) or set(as_mapping(token)) == {"secure"}:
+        return present, []
+    problem = Problem(
+        key="hugging_face_token",
+        what="not a secret string",
+        consequence="gated weights could not be downloaded",
+        fix=f"run `pulumi config set --secret {NAMESPACE}:hugging_face_token` and paste the token",
+    )
+    return present, [problem]
+
+
+def _parse_site(values: dict[str, Any]) -> tuple[SiteConfig | None, list[Problem]]:
+    # Pools and models are judged one by one elsewhere; here only that there are some.
+    listed = {name: () if values.get(name) else values[name] for name in ("pools", "models") if name in values}
     try:
-        # The models were judged above; here only that the list is one, and is not empty.
-        StackConfig.model_validate({**values, "models": ()} if raw else values)
+        StackConfig.model_validate({**values, **listed})
+        errors: Sequence[Any] = ()
     except ValidationError as error:
-        mine = [line for line in error.errors() if not (raw and line["loc"] == ("models",))]
-        problems += problems_of(mine, StackConfig, prefix="")
-        if raw and not isinstance(raw, list):
-            problems.append(_not_a_list(raw))
-    return ParsedStack(cloud="existing", models=models, problems=tuple(problems))
+        errors = [line for line in error.errors() if not (line["loc"] == ("models",) and values.get("models"))]
+    problems = problems_of(errors, StackConfig, prefix="")
+    bad = {line["loc"][0] for line in errors}
+    try:
+        kept = {name: value for name, value in values.items() if name in SiteConfig.model_fields and name not in bad}
+        site = SiteConfig.model_validate(kept)
+    except ValidationError:
+        return None, problems
+    return site, problems + _of_another_cloud(site, values)
 
 
-def read_stack_file(path: Path) -> dict[str, Any]:
-    """The `tritonfleet:` values of a Pulumi stack file, namespace removed; other namespaces are not ours to judge."""
-    document = _read_yaml(path)
-    config = as_mapping(document).get("config")
-    if not isinstance(config, dict):
-        raise PlanError([_no_config(path, document)])
-    values: dict[str, Any] = {}
-    problems: list[Problem] = []
-    for key, value in as_mapping(config).items():
-        if not isinstance(key, str):
-            problems.append(_foreign_key(shown(key), "a configuration key is a name, not a value"))
-            continue
-        namespace, _, name = key.rpartition(":")
-        if namespace == NAMESPACE:
-            values[name] = value
-        elif not namespace and name in StackConfig.model_fields:
-            problems.append(_foreign_key(key, f"did you mean {NAMESPACE}:{name}?"))
-        elif namespace and did_you_mean(namespace, [NAMESPACE], ""):
-            problems.append(_foreign_key(shown(key)[1:-1], f"did you mean {NAMESPACE}:{shown(name)[1:-1]}?"))
-    if problems:
-        raise PlanError([*problems, *parse_stack(values).problems])
-    return values
+def _of_another_cloud(site: SiteConfig, values: dict[str, Any]) -> list[Problem]:
+    if site.cloud == "existing":
+        managed = [name for name in StackConfig.model_fields if name not in ("cloud", "models") and name in values]
+        return [
+            Problem(
+                key=name,
+                what="is for a cloud that this program builds the cluster on",
+                consequence="it would have no effect on an existing cluster",
+                fix=f"remove it, or choose {NAMESPACE}:cloud: aws",
+            )
+            for name in managed
+        ]
+    needed = {
+        "region": "give a region, for example us-east-1",
+        "network": "give at least `network: {zones: [use1-az1, use1-az2, use1-az4]}`",
+        "pools": "list at least one pool of GPU nodes",
+    }
+    return [
+        Problem(key=name, what="is missing", consequence="nothing says where the models run", fix=fix)
+        for name, fix in needed.items()
+        if not values.get(name)
+    ]
+
+
+def _on_pool(
+    model: dict[Any, Any], site: SiteConfig, pools: Mapping[Any, dict[Any, Any]], key: str
+) -> tuple[dict[Any, Any], list[Problem]]:
+    """The model with the GPU that its pool decides, and what is wrong with the choice of pool."""
+    name = model.get("pool")
+    if site.cloud == "existing":
+        cost = "it would have no effect: an existing cluster has no pools of this stack"
+        problem = Problem(key=f"{key}.pool", what="is for a managed cloud", consequence=cost, fix="remove it")
+        return model, [problem] if "pool" in model else []
+    pool = pools.get(name) if isinstance(name, str) else None
+    if pool is None:
+        names = [str(known) for known in pools]
+        known = f"give one of {', '.join(names)}" if names else "list the pool under `pools`"
+        fix = did_you_mean(name, names, known) if isinstance(name, str) else known
+        what = "is missing" if name is None else f"no pool named {shown(name)}"
+        cost = "nothing says which GPUs the model runs on"
+        return model, [Problem(key=f"{key}.pool", what=what, consequence=cost, fix=fix)]
+    if model.get("backend") == "cpu":
+        what, cost = "cpu, on a pool of GPUs", "the GPUs would be paid for and never used"
+        fix = "choose tensorrt or pytorch"
+        return model, [Problem(key=f"{key}.backend", what=what, consequence=cost, fix=fix)]
+    first = next(iter(as_list(pool.get("instance_types"))), None)
+    instance = instances(site.cloud).get(first) if isinstance(first, str) else None
+    if instance is None:
+        return model, []  # said of the pool
+    decided = {"gpu": instance.gpu, "mig_profile": pool.get("mig_profile")}
+    problems = [
+        Problem(
+            key=f"{key}.{field}",
+            what=f"{shown(model[field])}, but pool {name} has {value or 'whole GPUs'}",
+            consequence="the engine would be built for a GPU that the pool does not have",
+            fix="remove it: the pool decides",
+        )
+        for field, value in decided.items()
+        if field in model and model[field] != value
+    ]
+    # As many GPUs as the group needs of a node: one engine then serves nodes of any larger size.
+    per_node = 1 if pool.get("mig_profile") else min(instance.gpu_count, _ranks(model))
+    return {"gpus_per_node": per_node, **model, **decided}, problems
+
+
+def _ranks(model: dict[Any, Any]) -> int:
+    degrees = [model.get(degree, 1) for degree in ("tensor_parallel", "pipeline_parallel")]
+    tensor, pipeline = (degree if isinstance(degree, int) and degree > 0 else 1 for degree in degrees)
+    return tensor * pipeline
+
+
+def _parse_pool(entry: object, key: str) -> tuple[PoolConfig | None, list[Problem]]:
+    try:
+        return PoolConfig.model_validate(entry), []
+    except ValidationError as error:
+        return None, problems_of(error.errors(), PoolConfig, prefix=key)
 
 
 def _parse_model(entry: object, key: str) -> tuple[ModelConfig | None, list[Problem]]:
@@ -194,85 +318,28 @@ def _problems_of_the_rest(entry: object, error: ValidationError, key: str) -> li
     ]
 
 
-def _duplicate_names(models: dict[int, ModelConfig]) -> list[Problem]:
+def _duplicate_names(section: str, items: Mapping[int, PoolConfig | ModelConfig]) -> list[Problem]:
     first: dict[str, int] = {}
+    claims = {
+        "models": "both would claim one service and one route; requests would reach either model",
+        "pools": "both would claim the same node groups and labels; a model could land on either",
+    }
     return [
         Problem(
-            key=f"models[{index}].name",
-            what=f"{model.name} is already the name of models[{first[model.name]}]",
-            consequence="both would claim one service and one route; requests would reach either model",
-            fix="give each model a name of its own",
+            key=f"{section}[{index}].name",
+            what=f"{item.name} is already the name of {section}[{first[item.name]}]",
+            consequence=claims[section],
+            fix=f"give each of the {section} a name of its own",
         )
-        for index, model in models.items()
-        if first.setdefault(model.name, index) != index
+        for index, item in items.items()
+        if first.setdefault(item.name, index) != index
     ]
 
 
-def _sound(parsed: ParsedStack) -> StackConfig:
-    if parsed.problems:
-        raise PlanError(parsed.problems)
-    return StackConfig(cloud=parsed.cloud, models=tuple(parsed.models.values()))
-
-
-def _read_yaml(path: Path) -> object:
-    def refuse(what: str, fix: str) -> PlanError:
-        return PlanError(
-            [Problem(key=str(path), what=what, consequence="no model of this stack can be planned", fix=fix)]
-        )
-
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_STACK_FILE_BYTES + 1)
-        if len(content) > MAX_STACK_FILE_BYTES:
-            raise refuse(f"larger than {MAX_STACK_FILE_BYTES >> 10} KiB", "give a stack file: Pulumi.<stack>.yaml")
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise refuse(f"not UTF-8 text (byte {error.start})", "save the file as UTF-8") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a file name"
-        raise refuse(f"cannot be read: {reason}", "give the path of a stack file, stacks/Pulumi.<stack>.yaml") from None
-    try:
-        # A reused anchor is legal YAML; ruamel would warn of it on standard error.
-        with warnings.catch_warnings(action="ignore", category=ReusedAnchorWarning):
-            return YAML(typ="safe", pure=True).load(text)  # pyright: ignore[reportUnknownMemberType]
-    except MarkedYAMLError as error:
-        raise refuse(_where_and_why(error), "correct that line") from None
-    except RecursionError:
-        raise refuse("nested too deeply", "a stack file needs at most six levels") from None
-    except Exception as error:
-        # ruamel raises many types for text that is no YAML: ValueError for 2001-99-99, AssertionError, AttributeError.
-        raise refuse(f"not valid YAML: {shown(str(error))[1:-1]}", "correct the file") from None
-
-
-def _where_and_why(error: Any) -> str:
-    # Any: ruamel's errors carry no types.
-    mark = error.problem_mark or error.context_mark
-    return f"not valid YAML{f' at line {mark.line + 1}' if mark else ''}: {shown(str(error.problem))[1:-1]}"
-
-
-def _no_config(path: Path, document: object) -> Problem:
-    found = "the file is empty" if document is None else "there is no mapping `config` in it"
+def _not_a_list(section: str, raw: object) -> Problem:
     return Problem(
-        key=f"{path}: config",
-        what=found,
-        consequence="the stack names no model to serve",
-        fix=f"write `config:` with `{NAMESPACE}:cloud` and `{NAMESPACE}:models` under it",
-    )
-
-
-def _foreign_key(key: str, fix: str) -> Problem:
-    return Problem(
-        key=f"config.{key}",
-        what=f"not a key of {NAMESPACE}",
-        consequence="it would be ignored, and a default used in its place",
-        fix=fix,
-    )
-
-
-def _not_a_list(raw: object) -> Problem:
-    return Problem(
-        key="models",
+        key=section,
         what=f"{shown(raw)} is not a list",
-        consequence="the stack names no model to serve",
-        fix="write each model as an item: `- name: …`",
+        consequence="the stack names no model to serve" if section == "models" else "the models have no GPUs to run on",
+        fix=f"write each of the {section} as an item: `- name: …`",
     )

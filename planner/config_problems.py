@@ -1,5 +1,6 @@
 """Says what is wrong with a configuration: pydantic's findings in our words, and contradictions between fields."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -18,6 +19,14 @@ Finding = tuple[str, str, str, str]
 # What a wrong value of the key would have cost. Keys not named here share the last line.
 _CONSEQUENCE = {
     "cloud": "nothing says where to run",
+    "region": "nothing says where to run",
+    "network": "the nodes would have no network",
+    "zones": "the nodes would have no place to run",
+    "pools": "the models have no GPUs to run on",
+    "instance_types": "there is nothing to make nodes of",
+    "capacity": "nothing says how the nodes are bought",
+    "kubernetes_version": "the control plane could not be made",
+    "account": "the stack could be applied to an account it is not meant for",
     "models": "the stack names no model to serve",
     "name": "it becomes a Kubernetes Service name and a host name, which would be refused",
     "source": "there are no weights to build an engine from",
@@ -33,7 +42,7 @@ _CONSEQUENCE = {
 _CONSEQUENCE_OF_OTHERS = "the model cannot be planned as written"
 
 _FIX_MISSING = {
-    "cloud": "write `tritonfleet:cloud: existing`",
+    "cloud": "write `tritonfleet:cloud: aws`, or `existing`",
     "models": "list at least one model under `tritonfleet:models`",
     "name": "give a name, for example `name: smollm2`",
     "source": "give hf://ORG/NAME, pypi://DIST/FILE, or a path",
@@ -83,8 +92,9 @@ def _source(model: "ModelConfig") -> Iterator[Finding]:
     scheme, separator, rest = model.source.partition("://")
     if not separator:
         return
-    if scheme not in ("hf", "pypi", "file"):
-        fix = did_you_mean(scheme, ["hf", "pypi", "file"], "use hf://ORG/NAME, pypi://DIST/FILE, or a path")
+    if scheme not in ("hf", "pypi", "file", "bucket"):
+        known = "use hf://ORG/NAME, bucket://PREFIX, pypi://DIST/FILE, or a path"
+        fix = did_you_mean(scheme, ["hf", "pypi", "file", "bucket"], known)
         yield "source", f"unknown scheme {shown(scheme)}", _CONSEQUENCE["source"], fix
         return
     if scheme == "file":
@@ -97,11 +107,20 @@ def _source(model: "ModelConfig") -> Iterator[Finding]:
             )
         return
     owner, slash, name = rest.partition("/")
-    if not (owner and slash and name) or (scheme == "hf" and "/" in name):
+    if scheme == "bucket":
+        if not re.fullmatch(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*/?", rest) or ".." in rest.split("/"):
+            yield (
+                "source",
+                f"{shown(model.source)} is not bucket://PREFIX",
+                _CONSEQUENCE["source"],
+                "write bucket://PREFIX",
+            )
+    elif not (owner and slash and name) or (scheme == "hf" and "/" in name):
         shape = "hf://ORG/NAME" if scheme == "hf" else "pypi://DIST/FILE"
         yield "source", f"{shown(model.source)} is not {shape}", _CONSEQUENCE["source"], f"write {shape}"
     if model.revision is None:
-        what = "a commit hash" if scheme == "hf" else "the version of the distribution"
+        revisions = {"hf": "a commit hash", "pypi": "the version of the distribution"}
+        what = revisions.get(scheme, "a name for this version of the weights, changed whenever they change")
         yield "revision", "is missing", _CONSEQUENCE["revision"], f"give {what}"
     elif model.revision.lower() in _MOVING_REVISIONS:
         fix = "give the commit hash that it points to today"
@@ -266,8 +285,10 @@ def _owner(root: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]
     owner = root
     for part in loc[:-1]:
         field = owner.model_fields.get(str(part))
-        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            owner = field.annotation
+        # `Section | None` is a section that may be left out.
+        kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
+        sections = (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+        owner = next(sections, owner)
     return owner
 
 

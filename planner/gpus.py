@@ -13,12 +13,17 @@ OLDEST_SUPPORTED = (8, 0)
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """`memory_mib` is the lowest figure of any cloud; `mig_gib` is a profile's usable memory, None if unknown."""
+    """`memory_mib` is the lowest figure of any cloud; `mig_gib` is a profile's usable memory, None if unknown.
+
+    `mig_slices` is how many instances of a profile a GPU divides into, `mig_resource` what Kubernetes calls one.
+    """
 
     name: str
     memory_mib: int
     compute_capability: str
     mig_gib: dict[str, float | None]
+    mig_slices: dict[str, int]
+    mig_resource: dict[str, str]
 
     @property
     def capability(self) -> tuple[int, int]:
@@ -30,18 +35,21 @@ class Gpu:
 @cache
 def gpus() -> dict[str, Gpu]:
     """Every known GPU by name."""
-    mig: dict[str, dict[str, float | None]] = {}
+    profiles: dict[str, list[dict[str, str]]] = {}
     for row in _rows("mig_profiles.csv"):
-        mig.setdefault(row["gpu"], {})[row["profile"]] = float(row["memory_gib"]) if row["memory_gib"] else None
-    return {
-        row["gpu"]: Gpu(
-            name=row["gpu"],
-            memory_mib=int(row["memory_mib"]),
-            compute_capability=row["compute_capability"],
-            mig_gib=mig.get(row["gpu"], {}),
-        )
-        for row in _rows("gpus.csv")
-    }
+        profiles.setdefault(row["gpu"], []).append(row)
+    return {row["gpu"]: _gpu(row, profiles.get(row["gpu"], [])) for row in _rows("gpus.csv")}
+
+
+def _gpu(row: dict[str, str], profiles: list[dict[str, str]]) -> Gpu:
+    return Gpu(
+        name=row["gpu"],
+        memory_mib=int(row["memory_mib"]),
+        compute_capability=row["compute_capability"],
+        mig_gib={mig["profile"]: float(mig["memory_gib"]) if mig["memory_gib"] else None for mig in profiles},
+        mig_slices={mig["profile"]: int(mig["max_instances"]) for mig in profiles},
+        mig_resource={mig["profile"]: mig["k8s_resource"] for mig in profiles},
+    )
 
 
 def _rows(name: str) -> list[dict[str, str]]:

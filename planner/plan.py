@@ -1,18 +1,22 @@
 """From a stack to a FleetPlan: every downstream part reads the plan and nothing else."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from planner import sharding
-from planner.config import ModelConfig, StackConfig, parse_stack, read_stack_file
+from planner.config import ModelConfig, ParsedStack, parse_stack
 from planner.config_problems import Finding
 from planner.engine_key import EngineSpec, engine_spec
 from planner.errors import PlanError, Problem
+from planner.fleet import CloudPlan, ServingPlan
 from planner.gpus import gpus
 from planner.memory import GIB, RankMemory, rank_memory
 from planner.model import ModelFacts
+from planner.site import plan_site
 from planner.sources import facts_of, fingerprint
+from planner.stack_file import read_stack_file
 
 CPU_KV_CACHE_TOKENS = 16_384
 """Most tokens that the CPU backend's KV cache holds unless the stack asks for more."""
@@ -31,6 +35,7 @@ class ModelPlan:
     memory: tuple[RankMemory, ...]
     engine: EngineSpec
     warnings: tuple[str, ...]
+    serving: ServingPlan | None = None
 
     @property
     def kv_tokens(self) -> int:
@@ -40,21 +45,21 @@ class ModelPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetPlan:
-    """A whole stack, decided."""
+    """A whole stack, decided. `infrastructure` is None on an existing cluster and on a laptop."""
 
     cloud: str
     models: tuple[ModelPlan, ...]
+    infrastructure: CloudPlan | None = None
 
 
 def plan_file(path: Path) -> FleetPlan:
     """The plan of a stack file; relative paths in it start at its folder. Raises PlanError with all problems."""
-    parsed = parse_stack(read_stack_file(path))
-    return _plan(parsed.cloud, parsed.models, path.parent, list(parsed.problems))
+    return plan_values(read_stack_file(path), base_dir=path.parent)
 
 
-def plan_stack(config: StackConfig, *, base_dir: Path) -> FleetPlan:
-    """The plan of a stack; relative paths in it start at `base_dir`. Raises PlanError with all problems."""
-    return _plan(config.cloud, dict(enumerate(config.models)), base_dir, [])
+def plan_values(values: Mapping[str, Any], *, base_dir: Path) -> FleetPlan:
+    """The plan of a `tritonfleet:` configuration, namespace removed. Raises PlanError with all problems."""
+    return _plan(parse_stack(values), base_dir)
 
 
 def plan_model(model: ModelConfig, *, base_dir: Path, key: str) -> ModelPlan:
@@ -97,16 +102,27 @@ def resolve(model: ModelConfig, facts: ModelFacts, base_dir: Path) -> ModelConfi
     return model.model_copy(update=update)
 
 
-def _plan(cloud: str, models: Mapping[int, ModelConfig], base_dir: Path, problems: list[Problem]) -> FleetPlan:
-    plans: list[ModelPlan] = []
-    for index, model in models.items():
+def _plan(parsed: ParsedStack, base_dir: Path) -> FleetPlan:
+    problems = list(parsed.problems)
+    plans: dict[int, ModelPlan] = {}
+    for index, model in parsed.models.items():
         try:
-            plans.append(plan_model(model, base_dir=base_dir, key=f"models[{index}]"))
+            plans[index] = plan_model(model, base_dir=base_dir, key=f"models[{index}]")
         except PlanError as error:
             problems += error.problems
-    if problems:
+    site = None
+    if parsed.site is not None and parsed.site.cloud != "existing":
+        site, found = plan_site(parsed, plans)
+        problems += found
+    if problems or parsed.site is None:
         raise PlanError(problems)
-    return FleetPlan(cloud=cloud, models=tuple(plans))
+    if site is None:
+        return FleetPlan(cloud=parsed.site.cloud, models=tuple(plans.values()))
+    models = tuple(
+        replace(plan, serving=site.serving[index], warnings=(*plan.warnings, *site.warnings[index]))
+        for index, plan in plans.items()
+    )
+    return FleetPlan(cloud=parsed.site.cloud, models=models, infrastructure=site.cloud)
 
 
 def _suitability(model: ModelConfig, facts: ModelFacts, key: str) -> list[Problem]:

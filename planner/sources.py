@@ -79,6 +79,11 @@ def fingerprint(model: ModelConfig, base_dir: Path) -> str | None:
     return f"sampled-sha256:{digest.hexdigest()[:32]}"
 
 
+def checkpoint_folder(source: str, revision: str) -> str:
+    """The folder that `runtime.fetch` makes for a source's weights, below the one of all fetched checkpoints."""
+    return hashlib.sha256(f"{source}@{revision}".encode()).hexdigest()[:16]
+
+
 @cache
 def known_by_source() -> dict[str, str]:
     """The names of known models by every source that has the same config.json."""

@@ -9,8 +9,8 @@ import pytest
 
 from fleet import plan
 from fleet.local import checkpoint_path
-from planner.config import load_stack
-from planner.plan import plan_model, plan_stack
+from planner.stack_file import load_stack
+from planner.plan import plan_file, plan_model
 from runtime.build import build_engine
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def test_local_stack_by_name_and_by_path_says_the_same(capsys: pytest.CaptureFix
 
 def test_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     code, document = as_json(capsys, "local")
-    expected = plan_stack(load_stack(ROOT / "stacks" / "Pulumi.local.yaml"), base_dir=ROOT).models[0]
+    expected = plan_file(ROOT / "stacks" / "Pulumi.local.yaml").models[0]
     [model] = document["models"]
     assert code == 0
     assert model["engine"] == expected.engine.document()

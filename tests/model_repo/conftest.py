@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from planner.config import stack_from_mapping
-from planner.plan import ModelPlan, plan_stack
+from planner.plan import ModelPlan, plan_values
 from tests.model_repo.triton_process import TritonProcess
 
 REPO = Path(__file__).parents[2]
@@ -36,8 +35,7 @@ def plan_of() -> Callable[..., ModelPlan]:
                 "revision": "0e9e39f249a16976918f6564b8830bc894c89659",
                 "gpu": "H100-80GB",
             }
-        stack = stack_from_mapping({"cloud": "existing", "models": [base | changes]})
-        return plan_stack(stack, base_dir=REPO).models[0]
+        return plan_values({"cloud": "existing", "models": [base | changes]}, base_dir=REPO).models[0]
 
     return make
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from planner.config import ModelConfig, stack_from_mapping
 from planner.model import ModelFacts, facts_from_hf
-from planner.plan import ModelPlan, plan_stack, resolve
+from planner.plan import ModelPlan, plan_values, resolve
 from planner.sources import KNOWN_MODELS
 
 LOCAL: dict[str, Any] = {
@@ -36,7 +36,7 @@ def stack(base: dict[str, Any], **changed: Any) -> dict[str, Any]:
 
 def planned(base: dict[str, Any], *, base_dir: Path = Path(), **changed: Any) -> ModelPlan:
     """The plan of that one model, made the way a stack's is."""
-    return plan_stack(stack_from_mapping(stack(base, **changed)), base_dir=base_dir).models[0]
+    return plan_values(stack(base, **changed), base_dir=base_dir).models[0]
 
 
 def case(name: str, backend: str = "tensorrt", **changed: Any) -> tuple[ModelConfig, ModelFacts]:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from sample_models import GPU, LOCAL, stack
 
-from planner.config import load_stack, stack_from_mapping
+from planner.config import stack_from_mapping
 from planner.errors import PlanError, Problem
+from planner.stack_file import load_stack
 
 
 def refused(values: dict[str, Any]) -> dict[str, Problem]:

@@ -91,7 +91,8 @@ BUILD_INPUTS: dict[str, dict[str, Any]] = {
     "max_num_tokens": {"max_num_tokens": 4096},
     "build": {"build": {"multiple_profiles": True}},
 }
-NOT_BUILD_INPUTS = {"name", "config", "serving"}
+# A pool is a build input by the GPU that it decides, which is a field of its own.
+NOT_BUILD_INPUTS = {"name", "config", "serving", "pool"}
 
 
 def test_every_field_is_either_a_build_input_or_not() -> None:
@@ -153,6 +154,8 @@ SERVING = st.fixed_dictionaries(
         "enable_chunked_context": st.booleans(),
         "batch_scheduler_policy": st.sampled_from(["guaranteed_no_evict", "max_utilization"]),
         "max_queue_delay_microseconds": st.integers(0, 60_000_000),
+        "replicas": st.integers(0, 100),
+        "log_level": st.sampled_from(["error", "warning", "info", "verbose"]),
     },
 )
 
@@ -185,6 +188,8 @@ def test_every_serving_field_was_varied() -> None:
         "enable_chunked_context",
         "batch_scheduler_policy",
         "max_queue_delay_microseconds",
+        "replicas",
+        "log_level",
     }
     assert ServingConfig.model_fields.keys() == varied
 

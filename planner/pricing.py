@@ -1,0 +1,92 @@
+"""What the GPU nodes of a stack cost, and the account limits they reach."""
+
+from collections.abc import Mapping, Sequence
+
+from planner.clouds import cloud_facts
+from planner.fleet import CostEstimate, CostLine, NodeGroupPlan, PoolPlan, QuotaNeed
+from planner.instances import InstanceType, instances
+
+HOURS_PER_MONTH = 730
+
+
+def estimate_cost(cloud: str, region: str, pools: Sequence[PoolPlan], nodes_wanted: Mapping[str, int]) -> CostEstimate:
+    """Cost of the nodes that the models' replicas need: `nodes_wanted` by pool, at least the pool's `min_nodes`.
+
+    The preferred capacity of every pool comes first, then what stands in for it at the same number of nodes.
+    """
+    known = instances(cloud)
+    nodes = {pool.name: max(nodes_wanted.get(pool.name, 0), pool.node_groups[0].min_nodes) for pool in pools}
+    preferred = [_line(pool.node_groups[0], nodes[pool.name], known) for pool in pools]
+    others = [_line(group, nodes[pool.name], known) for pool in pools for group in pool.node_groups[1:]]
+    hourly = [line.usd_per_hour for line in preferred]
+    total = None if None in hourly else round(sum(price or 0.0 for price in hourly) * HOURS_PER_MONTH, 2)
+    return CostEstimate(
+        lines=(*preferred, *others),
+        usd_per_month=total,
+        note=_note(cloud, region, pools, known),
+    )
+
+
+def quota_needs(cloud: str, pools: Sequence[PoolPlan]) -> tuple[QuotaNeed, ...]:
+    """The account's limits by their own names, and what they must allow when every node group is at its largest.
+
+    A node group of several instance types may be all of its largest. Reserved capacity was bought against a limit of its
+    own and needs no other.
+    """
+    known = instances(cloud)
+    needed: dict[str, int] = {}
+    for group in (group for pool in pools for group in pool.node_groups):
+        most: dict[str, int] = {}
+        for name in group.instance_types:
+            quota = _quota(cloud, group, name)
+            if quota is not None:
+                most[quota] = max(most.get(quota, 0), known[name].vcpus)
+        for quota, vcpus in most.items():
+            needed[quota] = needed.get(quota, 0) + vcpus * group.max_nodes
+    return tuple(QuotaNeed(name=name, needed=vcpus, unit="vCPU") for name, vcpus in sorted(needed.items()))
+
+
+def _line(group: NodeGroupPlan, nodes: int, known: Mapping[str, InstanceType]) -> CostLine:
+    instance = known[group.instance_types[0]]
+    price = _price(group, instance)
+    return CostLine(
+        node_group=group.name,
+        instance_type=instance.name,
+        nodes=nodes,
+        usd_per_hour=0.0 if nodes == 0 else None if price is None else round(price * nodes, 4),
+        price_as_of=instance.price_as_of,
+    )
+
+
+def _price(group: NodeGroupPlan, instance: InstanceType) -> float | None:
+    # What reserved capacity costs was agreed when it was bought.
+    return {"spot": instance.spot_usd_h, "on-demand": instance.on_demand_usd_h}.get(group.capacity)
+
+
+def _note(cloud: str, region: str, pools: Sequence[PoolPlan], known: Mapping[str, InstanceType]) -> str:
+    groups = [group for pool in pools for group in pool.node_groups]
+    priced = {group.instance_types[0]: known[group.instance_types[0]] for group in groups}.values()
+    facts = ["Estimate: GPU nodes only, without control plane, system nodes, storage and traffic"]
+    where = sorted({instance.price_region for instance in priced})
+    dates = sorted({instance.price_as_of for instance in priced if instance.price_as_of})
+    if dates:
+        facts.append(f"list prices of {', '.join(where)} as of {', '.join(dates)}")
+    if where and where != [region]:
+        facts.append(f"prices in {region} differ")
+    if any(group.capacity == "spot" for group in groups):
+        facts.append("spot prices move")
+    if any(group.capacity == "reserved" for group in groups):
+        facts.append(f"a {cloud_facts(cloud).reservation_kind} costs what was agreed when it was bought")
+    if any(len(group.instance_types) > 1 for group in groups):
+        facts.append("each pool at its first instance type")
+    unknown = sorted({group.name for group in groups if _price(group, known[group.instance_types[0]]) is None})
+    if unknown:
+        facts.append(f"no price known for {', '.join(unknown)}")
+    return "; ".join(facts) + "."
+
+
+def _quota(cloud: str, group: NodeGroupPlan, instance_type: str) -> str | None:
+    for prefixes, name in cloud_facts(cloud).quotas.get(group.capacity, ()):
+        if instance_type.startswith(prefixes):
+            return name
+    return None

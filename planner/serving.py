@@ -1,0 +1,112 @@
+"""How a model's groups run on their pool: what a pod asks for, how long it may take to start and to end."""
+
+import math
+from collections.abc import Iterator
+
+from planner.clouds import CloudFacts, ReadRate
+from planner.config import ModelConfig
+from planner.config_problems import Finding
+from planner.errors import Problem
+from planner.fleet import PoolPlan, ServingPlan
+from planner.memory import RankMemory
+
+# Share of a node's CPUs and memory that pods may ask for: the kubelet, DaemonSets and drivers take the rest.
+USABLE = 0.8
+SHM_GIB_PER_GPU = 4
+
+# Nodes of a group come one after another; one that has its node waits for the last.
+NODE_START_SECONDS = 900
+# Launching ranks, loading kernels, allocating the KV cache and capturing CUDA graphs; an allowance, not a measurement.
+INITIALISE_SECONDS = 300
+
+# From a pod's deletion until every proxy has stopped sending to it.
+PRESTOP_SECONDS = 5
+# From the end of the drain until the last rank is gone.
+EXIT_SECONDS = 15
+# A notice reaches the node's pods a little after the cloud has given it.
+NOTICE_MARGIN_SECONDS = 10
+DRAIN_WITHOUT_NOTICE_SECONDS = 300
+
+
+def plan_serving(
+    model: ModelConfig, memory: tuple[RankMemory, ...], *, nodes: int, pool: PoolPlan, rate: ReadRate, cloud: CloudFacts
+) -> ServingPlan:
+    """How groups of `nodes` pods of the model run on `pool`."""
+    gpus_per_pod = model.world_size // nodes
+    share = gpus_per_pod / pool.units_per_node
+    memory_mib = math.floor(pool.memory_gib * 1024 * USABLE * share)
+    load = math.ceil(sum(rank.weights_bytes for rank in memory) / 1e9 / rate.gb_s)
+    grace = grace_seconds(pool, cloud)
+    return ServingPlan(
+        pool=pool,
+        replicas=model.serving.replicas,
+        group_size=nodes,
+        gpus_per_pod=gpus_per_pod,
+        rdma_per_pod=math.floor(pool.rdma_interfaces * share),
+        hugepages_mib=min(cloud.hugepages_pod_mib, math.floor(pool.hugepages_mib * share) // 2 * 2),
+        shm_mib=min(SHM_GIB_PER_GPU * 1024 * gpus_per_pod, memory_mib // 4),
+        cpu_millis=math.floor(pool.vcpus * 1000 * USABLE * share),
+        memory_mib=memory_mib,
+        load_seconds=load,
+        load_source=rate.source,
+        # Twice the estimate: storage is shared, and its throughput a figure of its maker.
+        startup_seconds=2 * load + INITIALISE_SECONDS + (NODE_START_SECONDS if nodes > 1 else 0),
+        prestop_seconds=PRESTOP_SECONDS,
+        drain_seconds=grace - PRESTOP_SECONDS - EXIT_SECONDS,
+        grace_seconds=grace,
+        log_level=model.serving.log_level,
+    )
+
+
+def grace_seconds(pool: PoolPlan, cloud: CloudFacts) -> int:
+    """From SIGTERM to SIGKILL: inside the spot notice where nodes may be spot, else long enough for long answers."""
+    if any(group.capacity == "spot" for group in pool.node_groups):
+        return cloud.spot_notice_seconds - NOTICE_MARGIN_SECONDS
+    return DRAIN_WITHOUT_NOTICE_SECONDS + PRESTOP_SECONDS + EXIT_SECONDS
+
+
+def placement_problems(model: ModelConfig, pool: PoolPlan, key: str, *, nodes: int, rdma: bool) -> list[Problem]:
+    """Why the model's groups cannot run on the pool as sharded; `rdma` is whether its nodes can have it."""
+    found = _placement(model, pool, nodes, rdma)
+    return [Problem(key=f"{key}.{field}", what=what, consequence=cost, fix=fix) for field, what, cost, fix in found]
+
+
+def _placement(model: ModelConfig, pool: PoolPlan, nodes: int, rdma: bool) -> Iterator[Finding]:
+    if model.gpus_per_node > pool.gpus_per_node:
+        what = f"{model.gpus_per_node}, and a node of pool {pool.name} has {pool.gpus_per_node}"
+        yield "gpus_per_node", what, "no node could hold a pod of the group", "remove it: the pool decides"
+        return
+    if pool.time_slicing and model.world_size > 1:
+        what = f"{model.world_size} ranks on time-sliced GPUs of pool {pool.name}"
+        cost = "two ranks of the group could share one GPU and its memory"
+        yield "tensor_parallel", what, cost, "use one rank, or a pool without time_slicing"
+    if nodes == 1:
+        return
+    if model.tensor_parallel > model.gpus_per_node and not rdma:
+        what = f"tensor parallel {model.tensor_parallel} spans nodes of {model.gpus_per_node} GPUs without RDMA"
+        cost = "each layer's all-reduce would cross ordinary Ethernet: tens of times slower than inside a node"
+        fix = f"give tensor_parallel: {model.gpus_per_node} and more pipeline_parallel, or instances with RDMA"
+        yield "tensor_parallel", what, cost, fix
+    zones = pool.node_groups[0].zones
+    if len(zones) > 1:
+        what = f"{nodes} nodes for one replica, on pool {pool.name} in {len(zones)} zones"
+        cost = "a group could be spread over zones, which costs latency at each token and money for each byte"
+        yield "pool", what, cost, f"give pool {pool.name} one zone, for example `zones: [{zones[0]}]`"
+
+
+def placement_warnings(model: ModelConfig, serving: ServingPlan, *, rdma: bool, cloud: CloudFacts) -> Iterator[str]:
+    """What is allowed but slow or risky where the model runs."""
+    if serving.group_size > 1 and not rdma:
+        yield f"{serving.group_size} nodes without RDMA: pipeline stages exchange activations over ordinary Ethernet"
+    spot = any(group.capacity == "spot" for group in serving.pool.node_groups)
+    if spot and serving.load_seconds > cloud.spot_notice_seconds:
+        yield (
+            f"loading takes about {serving.load_seconds} s (estimate), longer than the {cloud.spot_notice_seconds} s "
+            "notice of spot nodes: with one replica each reclaim is an outage"
+            if serving.replicas == 1
+            else f"loading takes about {serving.load_seconds} s (estimate) after each reclaim of a spot node"
+        )
+    if spot and len(serving.pool.node_groups) == 1:
+        yield "spot without a fallback: while there is no spot capacity, nothing is served"
+    if model.source.startswith("hf://") and model.revision and len(model.revision) < 40:
+        yield f"revision {model.revision} is not a full commit hash; a tag can be moved"

@@ -1,0 +1,207 @@
+"""Everything around the models of a stack on a managed cloud: network, pools, storage, and where each model lands."""
+
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from planner import serving
+from planner.clouds import CloudFacts, cloud_facts
+from planner.config import ParsedStack, SiteConfig
+from planner.config_problems import Finding
+from planner.errors import Problem, did_you_mean, shown
+from planner.fleet import CloudPlan, NetworkPlan, PoolPlan, ServingPlan, StoragePlan
+from planner.instances import regions
+from planner.memory import GIB
+from planner.network import plan_network
+from planner.pools import CheckedPool, check_pool, nodes_needed, plan_pool
+from planner.pricing import estimate_cost, quota_needs
+
+if TYPE_CHECKING:
+    from planner.plan import ModelPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """The cloud's part of a plan; `serving` and `warnings` are by the model's place in the stack file."""
+
+    cloud: CloudPlan
+    serving: dict[int, ServingPlan]
+    warnings: dict[int, tuple[str, ...]]
+
+
+def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[Site | None, list[Problem]]:
+    """The site of a stack on a managed cloud, or every reason why it cannot be; `models` are the sound ones."""
+    config = parsed.site
+    assert config is not None
+    cloud = cloud_facts(config.cloud)
+    problems = [*_settings(config, cloud), *_sources(models)]
+    network, found = _network(config)
+    problems += found
+    checked, found = _checked_pools(parsed, config, cloud)
+    problems += found
+    landed = {
+        index: checked[model.config.pool or ""] for index, model in models.items() if model.config.pool in checked
+    }
+    pools = {
+        name: plan_pool(pool, cloud, rdma=any(landed[i] is pool and models[i].nodes > 1 for i in landed))
+        for name, pool in checked.items()
+    }
+    plans: dict[int, ServingPlan] = {}
+    warnings: dict[int, tuple[str, ...]] = {}
+    for index, pool in landed.items():
+        model, plan = models[index], pools[pool.config.name]
+        rdma = pool.instance.rdma_interfaces > 0
+        rate = cloud.shared_read_rate(
+            config.storage, nodes=model.nodes, network_gbps=None if rdma else pool.instance.network_gbps
+        )
+        found = serving.placement_problems(model.config, plan, f"models[{index}]", nodes=model.nodes, rdma=rdma)
+        problems += found
+        if not found:
+            plans[index] = serving.plan_serving(
+                model.config, model.memory, nodes=model.nodes, pool=plan, rate=rate, cloud=cloud
+            )
+            warnings[index] = tuple(serving.placement_warnings(model.config, plans[index], rdma=rdma, cloud=cloud))
+    problems += _slow_storage(config, plans, models, cloud)
+    wanted = {name: nodes_needed(plan, _demands(plan, plans)) for name, plan in pools.items()}
+    problems += _too_small(parsed, wanted)
+    if problems or network is None or config.region is None:
+        return None, problems
+    in_order = tuple(pools.values())
+    zone = next((pool.zones[0] for pool in landed.values()), network.subnets[0].zone)
+    plan = CloudPlan(
+        name=config.cloud,
+        region=config.region,
+        cluster=config.cluster,
+        network=network,
+        pools=in_order,
+        storage=StoragePlan(
+            kind=config.storage.shared,
+            capacity_gib=config.storage.lustre_capacity_gib,
+            throughput_mib_s_per_tib=config.storage.lustre_throughput_mib_s_per_tib,
+            zone=zone,
+            node_cache=config.storage.node_cache,
+            keep_data=config.storage.keep_data,
+        ),
+        images=config.images,
+        aws=config.aws,
+        hugging_face_token=config.hugging_face_token,
+        cost=estimate_cost(config.cloud, config.region, in_order, wanted),
+        quotas=quota_needs(config.cloud, in_order),
+    )
+    return Site(cloud=plan, serving=plans, warnings=warnings), problems
+
+
+def _network(config: SiteConfig) -> tuple[NetworkPlan | None, list[Problem]]:
+    if config.network is None or config.region is None:
+        return None, []  # said when the stack was read
+    return plan_network(config.network, config.cloud, config.region)
+
+
+def _checked_pools(
+    parsed: ParsedStack, config: SiteConfig, cloud: CloudFacts
+) -> tuple[dict[str, CheckedPool], list[Problem]]:
+    checked: dict[str, CheckedPool] = {}
+    problems: list[Problem] = []
+    zones = config.network.zones if config.network else ()
+    for index, pool in parsed.pools.items():
+        sound, found = check_pool(
+            pool, cloud=cloud, region=config.region or "", network_zones=zones, key=f"pools[{index}]"
+        )
+        problems += found
+        if sound is not None:
+            checked[pool.name] = sound
+    return checked, problems
+
+
+def _settings(config: SiteConfig, cloud: CloudFacts) -> list[Problem]:
+    found = [*_region(config), *_access(config), *_lustre(config, cloud)]
+    return [Problem(key=key, what=what, consequence=cost, fix=fix) for key, what, cost, fix in found]
+
+
+def _region(config: SiteConfig) -> Iterator[Finding]:
+    known = regions(config.cloud)
+    if config.region is not None and config.region not in known:
+        what = f"{shown(config.region)} is not a region of {config.cloud} with GPU instances"
+        fix = did_you_mean(config.region, known, f"give one of {', '.join(sorted(known))}")
+        yield "region", what, "nothing could be made there", fix
+
+
+def _access(config: SiteConfig) -> Iterator[Finding]:
+    for cidr in config.cluster.api_cidrs:
+        try:
+            open_to = ipaddress.ip_network(cidr)
+        except ValueError as error:
+            what = f"{shown(cidr)}: {error}"
+            yield "cluster.api_cidrs", what, "the control plane would refuse it", "write a range, like 198.51.100.0/24"
+            continue
+        if open_to.prefixlen == 0:
+            cost = "everyone on the internet could try to log in to the control plane"
+            yield "cluster.api_cidrs", f"{cidr} is everyone", cost, "give your office's or CI's ranges, or none"
+    for principal in config.cluster.administrators:
+        if config.cloud == "aws" and not re.fullmatch(r"arn:aws[a-z-]*:iam::[0-9]{12}:(role|user)/.+", principal):
+            what = f"{shown(principal)} is not the ARN of an IAM role or user"
+            cost = "the access entry would be refused, and nobody could administer the cluster"
+            fix = "give one like arn:aws:iam::123456789012:role/platform"
+            yield "cluster.administrators", what, cost, fix
+
+
+def _lustre(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
+    capacity, facts = config.storage.lustre_capacity_gib, cloud.lustre
+    if config.storage.shared == "lustre" and capacity != facts.smallest_gib and capacity % facts.gib_step:
+        above = -(-capacity // facts.gib_step) * facts.gib_step
+        what = f"{capacity}, and {facts.name} grows in steps of {facts.gib_step} GiB"
+        yield "storage.lustre_capacity_gib", what, "the file system would be refused", f"give {above}"
+
+
+def _sources(models: Mapping[int, "ModelPlan"]) -> list[Problem]:
+    return [
+        Problem(
+            key=f"models[{index}].source",
+            what=f"{shown(model.config.source)} is not reachable from a pod",
+            consequence="the engine's build would find no weights",
+            fix="give hf://ORG/NAME, or upload it to the stack's bucket and give bucket://PREFIX",
+        )
+        for index, model in models.items()
+        if not model.config.source.startswith(("hf://", "bucket://"))
+    ]
+
+
+def _slow_storage(
+    config: SiteConfig, plans: Mapping[int, ServingPlan], models: Mapping[int, "ModelPlan"], cloud: CloudFacts
+) -> list[Problem]:
+    # A group that takes longer to load than a spot notice is given is not back before its predecessor is gone.
+    limit = max(cloud.spot_notice_seconds, 60 * (config.storage.accept_load_minutes or 0))
+    slow = {index: plan for index, plan in plans.items() if plan.load_seconds > limit}
+    if config.storage.shared != "nfs" or not slow:
+        return []
+    worst = max(slow, key=lambda index: slow[index].load_seconds)
+    plan = slow[worst]
+    size = sum(rank.weights_bytes for rank in models[worst].memory) / GIB
+    minutes = -(-plan.load_seconds // 60)
+    return [
+        Problem(
+            key="storage.shared",
+            what=f"{cloud.nfs.name} is to feed {models[worst].name}: {size:,.0f} GiB for each start of a group",
+            consequence=f"each start loads for about {minutes} min (estimate: {plan.load_source})",
+            fix=f"give `shared: lustre`, or accept it: `accept_load_minutes: {minutes}`",
+        )
+    ]
+
+
+def _demands(pool: PoolPlan, plans: Mapping[int, ServingPlan]) -> Sequence[tuple[int, int]]:
+    return [(plan.replicas * plan.group_size, plan.gpus_per_pod) for plan in plans.values() if plan.pool is pool]
+
+
+def _too_small(parsed: ParsedStack, wanted: Mapping[str, int]) -> list[Problem]:
+    return [
+        Problem(
+            key=f"pools[{index}].max_nodes",
+            what=f"{pool.max_nodes}, and the models on pool {pool.name} fill {wanted[pool.name]} nodes",
+            consequence="pods of the last replicas would stay pending",
+            fix=f"give at least {wanted[pool.name]}, and one more to build engines beside what is served",
+        )
+        for index, pool in parsed.pools.items()
+        if wanted.get(pool.name, 0) > pool.max_nodes
+    ]
