@@ -16,6 +16,7 @@ from planner.cloud_config import (
 )
 from planner.config_problems import cross_field_problems, problems_of
 from planner.errors import PlanError, Problem, did_you_mean, shown
+from planner.gpus import gpus
 from planner.instances import instances
 from planner.strict import Strict
 from planner.untyped import as_list, as_mapping
@@ -262,7 +263,10 @@ def _on_pool(
     instance = instances(site.cloud).get(first) if isinstance(first, str) else None
     if instance is None:
         return model, []  # said of the pool
-    decided = {"gpu": instance.gpu, "mig_profile": pool.get("mig_profile")}
+    profile = pool.get("mig_profile")
+    # A profile that the GPU does not have is said of the pool alone.
+    mig_profile = profile if isinstance(profile, str) and profile in gpus()[instance.gpu].mig_slices else None
+    decided = {"gpu": instance.gpu, "mig_profile": mig_profile}
     problems = [
         Problem(
             key=f"{key}.{field}",
@@ -274,7 +278,7 @@ def _on_pool(
         if field in model and model[field] != value
     ]
     # As many GPUs as the group needs of a node: one engine then serves nodes of any larger size.
-    per_node = 1 if pool.get("mig_profile") else min(instance.gpu_count, _ranks(model))
+    per_node = 1 if mig_profile else min(instance.gpu_count, _ranks(model))
     return {"gpus_per_node": per_node, **model, **decided}, problems
 
 

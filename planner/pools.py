@@ -23,6 +23,9 @@ SPOT_TAINT = Taint(key=CAPACITY_LABEL, value="spot")
 # The prefix tells the cluster autoscaler that nodes begin with this taint and lose it by themselves.
 MIG_STARTUP_TAINT = Taint(key="startup-taint.cluster-autoscaler.kubernetes.io/mig", value="pending")
 
+# The slowest network that NVIDIA's collectives are commonly run over between nodes: p4d's 400 Gbit/s for eight GPUs.
+FAST_GBPS_PER_GPU = 50
+
 # Which capacity type is tried first: what is paid for anyway, then the cheapest.
 PRIORITY: Mapping[CapacityType, int] = {"reserved": 30, "spot": 20, "on-demand": 10}
 
@@ -40,6 +43,12 @@ class CheckedPool:
         """The first instance type: the one that the pool prefers and that prices are given for."""
         return self.instances[0]
 
+    @property
+    def fast_network(self) -> bool:
+        """Whether all-reduce may cross nodes: RDMA with FAST_GBPS_PER_GPU or more for each GPU."""
+        rates = [(type_.network_gbps or 0) / type_.gpu_count for type_ in self.instances if type_.rdma_interfaces]
+        return len(rates) == len(self.instances) and min(rates) >= FAST_GBPS_PER_GPU
+
 
 def check_pool(
     config: PoolConfig, *, cloud: CloudFacts, region: str, network_zones: Sequence[str], key: str
@@ -48,10 +57,12 @@ def check_pool(
     found = list(_shape(config))
     known = instances(cloud.name)
     types = tuple(known[name] for name in config.instance_types if name in known)
-    for name in config.instance_types:
+    for index, name in enumerate(config.instance_types):
         if name not in known:
             fix = did_you_mean(name, known, f"give one of {', '.join(known)}")
-            found.append(("instance_types", f"{shown(name)} is no GPU instance type of {cloud.name}", _NO_NODES, fix))
+            found.append(
+                (f"instance_types[{index}]", f"{shown(name)} is no GPU instance type of {cloud.name}", _NO_NODES, fix)
+            )
     if types:
         found += [*_alike(types), *_capacity(config, types, cloud), *_partition(config, types[0])]
     used = config.zones or tuple(network_zones)
@@ -210,19 +221,19 @@ def _placement(
     network_zones: Sequence[str],
     offered: Mapping[str, frozenset[str]],
 ) -> Iterator[Finding]:
-    for zone in used:
+    for index, zone in enumerate(used):
         if zone not in network_zones:
             cost = "the pool's nodes would have no subnet"
             fix = did_you_mean(
                 zone, network_zones, f"add it to network.zones, or give one of {', '.join(network_zones)}"
             )
-            yield "zones", f"{shown(zone)} is not a zone of the network", cost, fix
+            yield f"zones[{index}]", f"{shown(zone)} is not a zone of the network", cost, fix
         elif zone in offered:
             for instance in types:
                 if instance.name not in offered[zone]:
                     better = sorted(where for where, names in offered.items() if instance.name in names)
                     fix = f"choose among {', '.join(better)}" if better else "choose another region"
-                    yield "zones", f"{zone} does not offer {instance.name}", _NO_NODES, fix
+                    yield f"zones[{index}]", f"{zone} does not offer {instance.name}", _NO_NODES, fix
 
 
 def nodes_needed(pool: PoolPlan, demands: Sequence[tuple[int, int]]) -> int:

@@ -65,13 +65,15 @@ def grace_seconds(pool: PoolPlan, cloud: CloudFacts) -> int:
     return DRAIN_WITHOUT_NOTICE_SECONDS + PRESTOP_SECONDS + EXIT_SECONDS
 
 
-def placement_problems(model: ModelConfig, pool: PoolPlan, key: str, *, nodes: int, rdma: bool) -> list[Problem]:
-    """Why the model's groups cannot run on the pool as sharded; `rdma` is whether its nodes can have it."""
-    found = _placement(model, pool, nodes, rdma)
+def placement_problems(
+    model: ModelConfig, pool: PoolPlan, key: str, *, nodes: int, fast_network: bool
+) -> list[Problem]:
+    """Why the model's groups cannot run on the pool as sharded; over a `fast_network` all-reduce may cross nodes."""
+    found = _placement(model, pool, nodes, fast_network)
     return [Problem(key=f"{key}.{field}", what=what, consequence=cost, fix=fix) for field, what, cost, fix in found]
 
 
-def _placement(model: ModelConfig, pool: PoolPlan, nodes: int, rdma: bool) -> Iterator[Finding]:
+def _placement(model: ModelConfig, pool: PoolPlan, nodes: int, fast_network: bool) -> Iterator[Finding]:
     if model.gpus_per_node > pool.gpus_per_node:
         what = f"{model.gpus_per_node}, and a node of pool {pool.name} has {pool.gpus_per_node}"
         yield "gpus_per_node", what, "no node could hold a pod of the group", "remove it: the pool decides"
@@ -82,10 +84,10 @@ def _placement(model: ModelConfig, pool: PoolPlan, nodes: int, rdma: bool) -> It
         yield "tensor_parallel", what, cost, "use one rank, or a pool without time_slicing"
     if nodes == 1:
         return
-    if model.tensor_parallel > model.gpus_per_node and not rdma:
-        what = f"tensor parallel {model.tensor_parallel} spans nodes of {model.gpus_per_node} GPUs without RDMA"
-        cost = "each layer's all-reduce would cross ordinary Ethernet: tens of times slower than inside a node"
-        fix = f"give tensor_parallel: {model.gpus_per_node} and more pipeline_parallel, or instances with RDMA"
+    if model.tensor_parallel > model.gpus_per_node and not fast_network:
+        what = f"tensor parallel {model.tensor_parallel} spans nodes without a fast interconnect"
+        cost = "each layer's all-reduce would cross the network, tens of times slower than inside a node"
+        fix = f"give tensor_parallel: {model.gpus_per_node} and more pipeline_parallel, or instances with fast RDMA"
         yield "tensor_parallel", what, cost, fix
     zones = pool.node_groups[0].zones
     if len(zones) > 1:

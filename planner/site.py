@@ -14,7 +14,7 @@ from planner.errors import Problem, did_you_mean, shown
 from planner.fleet import CloudPlan, NetworkPlan, PoolPlan, ServingPlan, StoragePlan
 from planner.instances import regions
 from planner.memory import GIB
-from planner.network import plan_network
+from planner.network import address_problems, plan_network
 from planner.pools import CheckedPool, check_pool, nodes_needed, plan_pool
 from planner.pricing import estimate_cost, quota_needs
 
@@ -56,7 +56,9 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
         rate = cloud.shared_read_rate(
             config.storage, nodes=model.nodes, network_gbps=None if rdma else pool.instance.network_gbps
         )
-        found = serving.placement_problems(model.config, plan, f"models[{index}]", nodes=model.nodes, rdma=rdma)
+        found = serving.placement_problems(
+            model.config, plan, f"models[{index}]", nodes=model.nodes, fast_network=pool.fast_network
+        )
         problems += found
         if not found:
             plans[index] = serving.plan_serving(
@@ -66,6 +68,8 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
     problems += _slow_storage(config, plans, models, cloud)
     wanted = {name: nodes_needed(plan, _demands(plan, plans)) for name, plan in pools.items()}
     problems += _too_small(parsed, wanted)
+    if network is not None:
+        problems += address_problems(network, tuple(pools.values()), config.cloud)
     if problems or network is None or config.region is None:
         return None, problems
     in_order = tuple(pools.values())
@@ -129,22 +133,32 @@ def _region(config: SiteConfig) -> Iterator[Finding]:
 
 
 def _access(config: SiteConfig) -> Iterator[Finding]:
-    for cidr in config.cluster.api_cidrs:
+    for index, cidr in enumerate(config.cluster.api_cidrs):
         try:
             open_to = ipaddress.ip_network(cidr)
         except ValueError as error:
             what = f"{shown(cidr)}: {error}"
-            yield "cluster.api_cidrs", what, "the control plane would refuse it", "write a range, like 198.51.100.0/24"
+            yield (
+                f"cluster.api_cidrs[{index}]",
+                what,
+                "the control plane would refuse it",
+                "write a range, like 198.51.100.0/24",
+            )
             continue
         if open_to.prefixlen == 0:
             cost = "everyone on the internet could try to log in to the control plane"
-            yield "cluster.api_cidrs", f"{cidr} is everyone", cost, "give your office's or CI's ranges, or none"
-    for principal in config.cluster.administrators:
+            yield (
+                f"cluster.api_cidrs[{index}]",
+                f"{cidr} is everyone",
+                cost,
+                "give your office's or CI's ranges, or none",
+            )
+    for index, principal in enumerate(config.cluster.administrators):
         if config.cloud == "aws" and not re.fullmatch(r"arn:aws[a-z-]*:iam::[0-9]{12}:(role|user)/.+", principal):
             what = f"{shown(principal)} is not the ARN of an IAM role or user"
             cost = "the access entry would be refused, and nobody could administer the cluster"
             fix = "give one like arn:aws:iam::123456789012:role/platform"
-            yield "cluster.administrators", what, cost, fix
+            yield f"cluster.administrators[{index}]", what, cost, fix
 
 
 def _lustre(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
