@@ -7,7 +7,13 @@ IS_SUPPORTED := 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'
 RUN := .venv/bin/python
 PIP := .venv/bin/pip --disable-pip-version-check install --require-hashes
 
-.PHONY: demo serve test check format setup clean
+# Tests that need a Kubernetes API server look here, or where setup-envtest has put one.
+KUBERNETES := 1.36.3
+KUBEBUILDER_ASSETS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tritonfleet/envtest-$(KUBERNETES)
+export KUBEBUILDER_ASSETS
+GO_BUILD = CGO_ENABLED=0 go build -mod=readonly -trimpath -o $(KUBEBUILDER_ASSETS)/ -ldflags
+
+.PHONY: demo serve test check format setup control-plane clean
 
 demo: .venv/local.stamp ## serve a real model over three ranks, ask it a question, show what ran where
 	$(RUN) -m fleet demo
@@ -28,6 +34,15 @@ format: .venv/test.stamp
 	.venv/bin/ruff format
 
 setup: .venv/test.stamp ## everything the other targets need
+
+control-plane: $(KUBEBUILDER_ASSETS)/kube-apiserver ## build etcd, kube-apiserver and kubectl for the tests that ask them (Go)
+
+$(KUBEBUILDER_ASSETS)/kube-apiserver:
+	cd tests/cluster/tools/etcd && $(GO_BUILD) "-s -w" go.etcd.io/etcd/server/v3
+	mv $(KUBEBUILDER_ASSETS)/server $(KUBEBUILDER_ASSETS)/etcd
+	cd tests/cluster/tools/kubernetes && $(GO_BUILD) "-s -w -X k8s.io/component-base/version.gitVersion=v$(KUBERNETES) \
+	  -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36" \
+	  k8s.io/kubernetes/cmd/kubectl k8s.io/kubernetes/cmd/kube-apiserver
 
 clean: ## remove the environment, engines and logs
 	rm -rf .venv .fleet
