@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fleet.plan_cloud import print_infrastructure
 from planner import sharding, sources
 from planner.config import ModelConfig, parse_stack
 from planner.errors import PlanError, Problem, did_you_mean, shown
@@ -42,21 +43,28 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan. 0: planned, 1: refused, 2: the command line is at fault."""
     try:
         if (args.stack is None) == (args.model is None):
-            raise _UsageError([_usage("stack", "give either a stack or --model", "fleet plan local")])
+            raise UsageError([_usage("stack", "give either a stack or --model", "fleet plan local")])
         if args.stack is not None:
             _stack_only_flags(args)
-            plan = plan_file(stack_path(args.stack))
-            reports = [_Report(config=m.config, facts=m.facts, plan=m) for m in plan.models]
+            fleet = plan_file(stack_path(args.stack))
+            reports = [_Report(config=m.config, facts=m.facts, plan=m) for m in fleet.models]
         else:
+            fleet = None
             reports = [_report_of_model(args)]
     except PlanError as error:
-        _print_problems(error.problems, as_json=args.json)
-        return USAGE if isinstance(error, _UsageError) else REFUSED
+        print_problems(error.problems, as_json=args.json)
+        return USAGE if isinstance(error, UsageError) else REFUSED
     if args.json:
-        print(json.dumps({"estimates": ESTIMATES, "models": [_document(report) for report in reports]}, indent=2))
+        document: dict[str, Any] = {"estimates": ESTIMATES, "models": [_document(report) for report in reports]}
+        if fleet and fleet.infrastructure:
+            document["infrastructure"] = asdict(fleet.infrastructure)
+        print(json.dumps(document, indent=2, default=lambda section: section.model_dump()))
     else:
+        console = Console(highlight=False)
         for report in reports:
-            _print_report(report, Console(highlight=False))
+            _print_report(report, console)
+        if fleet and fleet.infrastructure:
+            print_infrastructure(fleet, fleet.infrastructure, console)
     return OK if all(report.plan for report in reports) else REFUSED
 
 
@@ -75,10 +83,10 @@ def stack_path(name: str) -> Path:
         path.name.removeprefix("Pulumi.").removesuffix(".yaml") for path in sorted(Path("stacks").glob("Pulumi.*.yaml"))
     ]
     fix = did_you_mean(name, known, f"stacks here: {', '.join(known) or 'none'}")
-    raise _UsageError([_usage("stack", f"no stack named {shown(name)}", fix)])
+    raise UsageError([_usage("stack", f"no stack named {shown(name)}", fix)])
 
 
-class _UsageError(PlanError):
+class UsageError(PlanError):
     """The command line is at fault, not the configuration."""
 
 
@@ -95,7 +103,7 @@ class _Report:
 def _stack_only_flags(args: argparse.Namespace) -> None:
     for flag, value in (("--gpu", args.gpu), ("--gpus-per-node", args.gpus_per_node)):
         if value is not None:
-            raise _UsageError([_usage(flag, "a stack names its own GPUs", "remove it, or give --model instead")])
+            raise UsageError([_usage(flag, "a stack names its own GPUs", "remove it, or give --model instead")])
 
 
 def _report_of_model(args: argparse.Namespace) -> _Report:
@@ -106,7 +114,7 @@ def _report_of_model(args: argparse.Namespace) -> _Report:
         entry["gpus_per_node"] = args.gpus_per_node
     parsed = parse_stack({"cloud": "existing", "models": [entry]})
     if parsed.problems:
-        raise _UsageError(map(_as_flag, parsed.problems))
+        raise UsageError(map(_as_flag, parsed.problems))
     model = parsed.models[0]
     try:
         facts = sources.facts_of(model, Path(), "models[0]")
@@ -133,7 +141,7 @@ def _source_of(name: str) -> dict[str, str]:
             return {"source": source, "revision": "unpinned"}
     names = sorted(set(known.values()))
     fix = did_you_mean(name, [*names, *known], f"give a config.json, a .gguf file, or one of {', '.join(names)}")
-    raise _UsageError([_usage("--model", f"no known model {shown(name)}", fix)])
+    raise UsageError([_usage("--model", f"no known model {shown(name)}", fix)])
 
 
 def _as_flag(problem: Problem) -> Problem:
@@ -148,7 +156,8 @@ def _usage(key: str, what: str, fix: str) -> Problem:
     return Problem(key=key, what=what, consequence="nothing was planned", fix=fix)
 
 
-def _print_problems(problems: tuple[Problem, ...], *, as_json: bool) -> None:
+def print_problems(problems: tuple[Problem, ...], *, as_json: bool) -> None:
+    """All of them: as JSON on standard output, or for people on standard error."""
     if as_json:
         print(json.dumps({"problems": [asdict(problem) for problem in problems]}, indent=2))
         return

@@ -94,7 +94,7 @@ class CloudFacts:
         else:
             servers = -(-storage.lustre_capacity_gib // self.lustre.gib_per_server)
             per_node = min(servers * self.lustre.client_server_gbit_s, self.lustre.client_gbit_s) / 8
-            total = storage.lustre_capacity_gib / 1000 * storage.lustre_throughput_mib_s_per_tib / 1000
+            total = storage.lustre_capacity_gib / 1000 * storage.lustre_throughput_mb_s_per_tib / 1000
             name, source = self.lustre.name, self.lustre.source
         # On small instance types the node's own network is what limits.
         if network_gbps is not None:
@@ -125,9 +125,10 @@ _AWS = CloudFacts(
         "OMPI_MCA_pml": "^cm,ucx",
         "OMPI_MCA_btl": "tcp,self",
         "OMPI_MCA_btl_tcp_if_exclude": "lo,docker0",
-        # Without the OFI plugin NCCL falls back to TCP in silence (aws-ofi-nccl#1063). Named, a missing plugin ends the
-        # start instead. Every plugin version answers to this name (aws-ofi-nccl pull request 530).
-        "NCCL_NET": "AWS Libfabric",
+        # Without the OFI plugin NCCL falls back to TCP in silence (aws-ofi-nccl#1063): with these its start says in the
+        # log which network it took.
+        "NCCL_DEBUG": "INFO",
+        "NCCL_DEBUG_SUBSYS": "INIT,NET",
     },
     # EKS User Guide, "Run machine learning training on Amazon EKS with EFA": instances with the EFA driver set aside
     # 5128 huge pages of 2 MiB; AWS's own NCCL test asks for 5120Mi of them in each pod.
@@ -136,8 +137,8 @@ _AWS = CloudFacts(
     reservation_kind="capacity-block",
     reservation_id=re.compile(r"cr-[0-9a-f]{17}"),
     reservation_example="cr-0123456789abcdef0",
-    # EC2 instance type quotas (AWS documentation). It names none for P6 on spot, and third parties disagree whether P5's
-    # or P4's counts it; P5's is the later one.
+    # AWS documentation, "Amazon EC2 instance type quotas". It names none for P6 on spot, and third parties disagree
+    # whether P5's or P4's counts it; P5's is the more likely one.
     quotas={
         "on-demand": (
             (("g",), "Running On-Demand G and VT instances"),

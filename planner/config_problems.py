@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
@@ -259,7 +259,7 @@ def _what_and_fix(error: ErrorDetails, field: str, owner: type[BaseModel]) -> tu
         keys = ", ".join(owner.model_fields)
         return "unknown key", did_you_mean(field, owner.model_fields, f"remove it; the keys here are {keys}")
     if kind == "literal_error":
-        options = [str(option) for option in get_args(owner.model_fields[field].annotation)]
+        options = _options(owner.model_fields[field].annotation)
         listed = ", ".join(options)
         typed = value if isinstance(value, str) else ""
         return f"{shown(value)} is not one of {listed}", did_you_mean(typed, options, f"give one of {listed}")
@@ -271,6 +271,8 @@ def _what_and_fix(error: ErrorDetails, field: str, owner: type[BaseModel]) -> tu
             f"{shown(value)} is not a DNS label",
             "use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit",
         )
+    if kind == "too_short" and context["min_length"] > 1 and value:
+        return f"{shown(value)} are too few", f"give at least {context['min_length']}"
     if kind in ("string_too_short", "too_short"):
         return "is empty", _FIX_MISSING.get(field, f"give {field}")
     if kind == "string_too_long":
@@ -279,6 +281,13 @@ def _what_and_fix(error: ErrorDetails, field: str, owner: type[BaseModel]) -> tu
         name = _TYPE_NAMES[kind]
         return f"{shown(value)} is {_yaml_type(value)}, not {name}", f"give {name}{_unquote_hint(value, kind)}"
     return f"{shown(value)}: {error['msg']}", "correct the value"
+
+
+def _options(annotation: Any) -> list[str]:
+    """The values of a Literal, also of one inside a list or an optional."""
+    inner = [option for kind in get_args(annotation) if kind is not Ellipsis for option in _options(kind)]
+    literal = [str(value) for value in get_args(annotation)] if get_origin(annotation) is Literal else []
+    return literal or inner
 
 
 def _owner(root: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:

@@ -94,7 +94,7 @@ class StoragePlan:
 
     kind: Literal["nfs", "lustre"]
     capacity_gib: int
-    throughput_mib_s_per_tib: int
+    throughput_mb_s_per_tib: int
     zone: str
     node_cache: bool
     keep_data: bool

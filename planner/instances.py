@@ -3,6 +3,7 @@
 import csv
 import datetime
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +22,8 @@ RESERVATION_KINDS = ("odcr", "capacity-block", "flex-start", "dws-calendar", "re
 class InstanceType:
     """One instance type. What no source names is 0, None, False or (): the plan must not count on it.
 
-    `network_gbps` is a peak on small sizes; `local_nvme_gb` is decimal; prices are of `price_region` at `price_as_of`.
+    `network_gbps` is a peak on small sizes; `local_nvme_gb` is decimal; prices are of `price_region`, the
+    on-demand price at `price_as_of` and the spot price at `spot_as_of` (the earliest date that its source may be of).
     """
 
     cloud: str
@@ -42,6 +44,7 @@ class InstanceType:
     on_demand_usd_h: float | None
     spot_usd_h: float | None
     price_as_of: str
+    spot_as_of: str
 
 
 @cache
@@ -143,6 +146,7 @@ class _Row:
             on_demand_usd_h=on_demand,
             spot_usd_h=spot,
             price_as_of=self.date("price_as_of", needed=on_demand is not None or spot is not None),
+            spot_as_of=self._spot_date() if spot is not None else "",
         )
 
     def fault(self, column: str, what: str) -> ValueError:
@@ -186,6 +190,13 @@ class _Row:
         if not set(kinds) <= set(RESERVATION_KINDS):
             raise self.fault("reservation_kinds", f"may hold {', '.join(RESERVATION_KINDS)}, parted by ;")
         return kinds
+
+    def _spot_date(self) -> str:
+        _, _, spot_source = (self._values.get("price_source") or "").partition("spot:")
+        dates = re.findall(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", spot_source)
+        if not dates:
+            raise self.fault("price_source", "names no date after 'spot:'")
+        return min(dates)
 
     def date(self, column: str, *, needed: bool) -> str:
         text = self._values.get(column)

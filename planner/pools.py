@@ -17,6 +17,7 @@ NODE_GROUP_LABEL = "tritonfleet.io/node-group"
 CAPACITY_LABEL = "tritonfleet.io/capacity-type"
 MIG_CONFIG_LABEL = "nvidia.com/mig.config"
 MIG_STATE_LABEL = "nvidia.com/mig.config.state"
+DEVICE_PLUGIN_CONFIG_LABEL = "nvidia.com/device-plugin.config"
 
 GPU_TAINT = Taint(key="nvidia.com/gpu", value="present")
 SPOT_TAINT = Taint(key=CAPACITY_LABEL, value="spot")
@@ -126,11 +127,18 @@ def _node_group(
         min_nodes=config.min_nodes if capacity == config.capacity[0] else 0,
         max_nodes=config.max_nodes,
         reservation=config.reservation if capacity == "reserved" else None,
-        labels=labels | ({MIG_CONFIG_LABEL: mig_config} if mig_config else {}),
+        labels=labels | _operator_labels(config, mig_config),
         taints=(GPU_TAINT, SPOT_TAINT) if capacity == "spot" else (GPU_TAINT,),
         startup_taints=(MIG_STARTUP_TAINT,) if mig_config else (),
         allocatable=allocatable,
     )
+
+
+def _operator_labels(config: PoolConfig, mig_config: str | None) -> dict[str, str]:
+    """What the GPU operator reads off a node: how to divide its GPUs, and how to share them."""
+    if mig_config:
+        return {MIG_CONFIG_LABEL: mig_config}
+    return {DEVICE_PLUGIN_CONFIG_LABEL: f"shared-{config.time_slicing}"} if config.time_slicing else {}
 
 
 _NO_NODES = "no node of this pool could be started; its pods would stay pending"

@@ -30,8 +30,8 @@ def estimate_cost(cloud: str, region: str, pools: Sequence[PoolPlan], nodes_want
 def quota_needs(cloud: str, pools: Sequence[PoolPlan]) -> tuple[QuotaNeed, ...]:
     """The account's limits by their own names, and what they must allow when every node group is at its largest.
 
-    A node group of several instance types may be all of its largest. Reserved capacity was bought against a limit of its
-    own and needs no other.
+    A node group of several instance types may be all of its largest. Reserved capacity was bought against a limit of
+    its own and needs no other.
     """
     known = instances(cloud)
     needed: dict[str, int] = {}
@@ -48,45 +48,48 @@ def quota_needs(cloud: str, pools: Sequence[PoolPlan]) -> tuple[QuotaNeed, ...]:
 
 def _line(group: NodeGroupPlan, nodes: int, known: Mapping[str, InstanceType]) -> CostLine:
     instance = known[group.instance_types[0]]
-    price = _price(group, instance)
+    price, as_of = _price(group, instance)
     return CostLine(
         node_group=group.name,
         instance_type=instance.name,
         nodes=nodes,
         usd_per_hour=0.0 if nodes == 0 else None if price is None else round(price * nodes, 4),
-        price_as_of=instance.price_as_of,
+        price_as_of=as_of,
     )
 
 
-def _price(group: NodeGroupPlan, instance: InstanceType) -> float | None:
+def _price(group: NodeGroupPlan, instance: InstanceType) -> tuple[float | None, str]:
+    if group.capacity == "spot":
+        return instance.spot_usd_h, instance.spot_as_of
+    if group.capacity == "on-demand" and instance.on_demand_usd_h is not None:
+        return instance.on_demand_usd_h, instance.price_as_of
     # What reserved capacity costs was agreed when it was bought.
-    return {"spot": instance.spot_usd_h, "on-demand": instance.on_demand_usd_h}.get(group.capacity)
+    return None, ""
 
 
 def _note(cloud: str, region: str, pools: Sequence[PoolPlan], known: Mapping[str, InstanceType]) -> str:
-    groups = [group for pool in pools for group in pool.node_groups]
-    priced = {group.instance_types[0]: known[group.instance_types[0]] for group in groups}.values()
+    groups = [(group, known[group.instance_types[0]]) for pool in pools for group in pool.node_groups]
     facts = ["Estimate: GPU nodes only, without control plane, system nodes, storage and traffic"]
-    where = sorted({instance.price_region for instance in priced})
-    dates = sorted({instance.price_as_of for instance in priced if instance.price_as_of})
-    if dates:
-        facts.append(f"list prices of {', '.join(where)} as of {', '.join(dates)}")
-    if where and where != [region]:
-        facts.append(f"prices in {region} differ")
-    if any(group.capacity == "spot" for group in groups):
+    priced = {instance.price_region: "" for group, instance in groups if _price(group, instance)[0] is not None}
+    if priced:
+        dates = sorted({_price(group, instance)[1] for group, instance in groups} - {""})
+        facts.append(f"prices of {', '.join(priced)} as of {', '.join(dates)}")
+        if set(priced) != {region}:
+            facts.append(f"those of {region} differ")
+    if any(group.capacity == "spot" for group, _ in groups):
         facts.append("spot prices move")
-    if any(group.capacity == "reserved" for group in groups):
+    if any(group.capacity == "reserved" for group, _ in groups):
         facts.append(f"a {cloud_facts(cloud).reservation_kind} costs what was agreed when it was bought")
-    if any(len(group.instance_types) > 1 for group in groups):
+    if any(len(group.instance_types) > 1 for group, _ in groups):
         facts.append("each pool at its first instance type")
-    unknown = sorted({group.name for group in groups if _price(group, known[group.instance_types[0]]) is None})
+    unknown = [group.name for group, instance in groups if _price(group, instance)[0] is None]
     if unknown:
         facts.append(f"no price known for {', '.join(unknown)}")
     return "; ".join(facts) + "."
 
 
 def _quota(cloud: str, group: NodeGroupPlan, instance_type: str) -> str | None:
-    for prefixes, name in cloud_facts(cloud).quotas.get(group.capacity, ()):
-        if instance_type.startswith(prefixes):
+    for beginnings, name in cloud_facts(cloud).quotas.get(group.capacity, ()):
+        if instance_type.startswith(beginnings):
             return name
     return None

@@ -96,10 +96,17 @@ def _placement(model: ModelConfig, pool: PoolPlan, nodes: int, fast_network: boo
         yield "pool", what, cost, f"give pool {pool.name} one zone, for example `zones: [{zones[0]}]`"
 
 
-def placement_warnings(model: ModelConfig, serving: ServingPlan, *, rdma: bool, cloud: CloudFacts) -> Iterator[str]:
+def placement_warnings(
+    model: ModelConfig, serving: ServingPlan, *, rdma: bool, own_image: bool, cloud: CloudFacts
+) -> Iterator[str]:
     """What is allowed but slow or risky where the model runs."""
     if serving.group_size > 1 and not rdma:
         yield f"{serving.group_size} nodes without RDMA: pipeline stages exchange activations over ordinary Ethernet"
+    if serving.rdma_per_pod and not own_image:
+        yield (
+            f"{serving.pool.rdma_resource} needs a libfabric plugin for NCCL, and NVIDIA's stock image is not known to "
+            "have it; without it NCCL takes TCP. Give images.triton one that does; the ranks' logs then say NET/OFI"
+        )
     spot = any(group.capacity == "spot" for group in serving.pool.node_groups)
     if spot and serving.load_seconds > cloud.spot_notice_seconds:
         yield (

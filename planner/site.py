@@ -18,6 +18,9 @@ from planner.network import address_problems, plan_network
 from planner.pools import CheckedPool, check_pool, nodes_needed, plan_pool
 from planner.pricing import estimate_cost, quota_needs
 
+# From here on one node reads faster from Lustre than from elastic NFS (planner/clouds.py has both rates).
+SERVES_QUICKLY_GIB = 7200
+
 if TYPE_CHECKING:
     from planner.plan import ModelPlan
 
@@ -64,7 +67,10 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
             plans[index] = serving.plan_serving(
                 model.config, model.memory, nodes=model.nodes, pool=plan, rate=rate, cloud=cloud
             )
-            warnings[index] = tuple(serving.placement_warnings(model.config, plans[index], rdma=rdma, cloud=cloud))
+            own_image = config.images.triton is not None
+            warnings[index] = tuple(
+                serving.placement_warnings(model.config, plans[index], rdma=rdma, own_image=own_image, cloud=cloud)
+            )
     problems += _slow_storage(config, plans, models, cloud)
     wanted = {name: nodes_needed(plan, _demands(plan, plans)) for name, plan in pools.items()}
     problems += _too_small(parsed, wanted)
@@ -83,7 +89,7 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
         storage=StoragePlan(
             kind=config.storage.shared,
             capacity_gib=config.storage.lustre_capacity_gib,
-            throughput_mib_s_per_tib=config.storage.lustre_throughput_mib_s_per_tib,
+            throughput_mb_s_per_tib=config.storage.lustre_throughput_mb_s_per_tib,
             zone=zone,
             node_cache=config.storage.node_cache,
             keep_data=config.storage.keep_data,
@@ -199,7 +205,7 @@ def _slow_storage(
             key="storage.shared",
             what=f"{cloud.nfs.name} is to feed {models[worst].name}: {size:,.0f} GiB for each start of a group",
             consequence=f"each start loads for about {minutes} min (estimate: {plan.load_source})",
-            fix=f"give `shared: lustre`, or accept it: `accept_load_minutes: {minutes}`",
+            fix=f"give `shared: lustre` of {SERVES_QUICKLY_GIB} GiB or more, or `accept_load_minutes: {minutes}`",
         )
     ]
 

@@ -9,8 +9,8 @@ import pytest
 
 from fleet import plan
 from fleet.local import checkpoint_path
-from planner.stack_file import load_stack
 from planner.plan import plan_file, plan_model
+from planner.stack_file import load_stack
 from runtime.build import build_engine
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +61,18 @@ def test_table_shows_shardings_memory_key_and_estimates(capsys: pytest.CaptureFi
     assert "* activations and runtime are estimates" in text
     weights = [line.split()[2] for line in text.splitlines() if line.split()[1:2] == ["0-29"]]
     assert weights == ["0.17"] * 3
+
+
+def test_a_cloud_stack_also_shows_nodes_prices_and_quotas(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("aws-llama-405b") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "h100-on-demand p5.48xlarge use1-az6 0-3 8 gpu 2 110.08 32 efa" in text
+    assert "Estimate: GPU nodes only" in text
+    assert "the account must allow 576 vCPU of 'All P5 Spot Instance Requests'" in text
+    code, document = as_json(capsys, "aws-llama-405b")
+    assert code == 0
+    lines = {line["node_group"]: line for line in document["infrastructure"]["cost"]["lines"]}
+    assert lines["h100-spot"]["usd_per_hour"] < lines["h100-on-demand"]["usd_per_hour"] == 110.08
 
 
 def test_a_model_on_a_gpu_gets_the_smallest_sharding_that_fits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,8 @@ def test_p5_is_read_in_full() -> None:
     assert p5.spot_supported
     assert p5.reservation_kinds == ("capacity-block",)
     assert (p5.price_region, p5.on_demand_usd_h, p5.spot_usd_h) == ("us-east-1", 55.04, 19.4933)
-    assert p5.price_as_of == "2026-07-20"
+    # The two prices come from sources of different dates.
+    assert (p5.price_as_of, p5.spot_as_of) == ("2026-07-20", "2026-08-06")
 
 
 def test_what_no_source_names_is_not_counted_on() -> None:
@@ -65,6 +66,7 @@ def test_every_row_says_when_and_where_it_was_read() -> None:
         ("reservation_kinds", "odcr,reservation", "parted by ;"),
         ("price_as_of", "20 July", "not a date"),
         ("price_as_of", "", "not a date"),
+        ("price_source", "od: somewhere; spot: undated", "names no date"),
     ],
 )
 def test_a_malformed_row_is_named_by_line_and_column(tmp_path: Path, column: str, value: str, complaint: str) -> None:

@@ -153,6 +153,17 @@ def test_all_faults_are_said_at_once() -> None:
     }
 
 
+@given(
+    st.text(), st.from_regex(r"[0-9.]{1,15}/[0-9]{1,2}", fullmatch=True), st.lists(st.text(), min_size=2, max_size=6)
+)
+@settings(max_examples=200, deadline=None)
+def test_whatever_is_written_is_refused_in_words(text: str, cidr: str, used: list[str]) -> None:
+    existing = {"id": text or "-", "private_subnets": dict.fromkeys(used, text)}
+    problems = refused(cidr=cidr, service_cidr=text, peered_cidrs=[cidr, text], zones=used, existing=existing)
+    assert {"network.service_cidr", "network.zones[0]", "network.existing.id"} <= {problem.key for problem in problems}
+    assert all(line.isprintable() and line.isascii() for problem in problems for line in str(problem).splitlines())
+
+
 def test_shared_address_space_is_fine_for_nodes() -> None:
     assert planned(network(cidr="100.64.0.0/16")).subnets[0].private_cidr == "100.64.0.0/19"
 

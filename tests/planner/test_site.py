@@ -148,6 +148,8 @@ def test_mig_pods_ask_for_slices_and_wait_for_the_label_that_says_they_are_there
         (pool(min_nodes=9), "pools[0].min_nodes", "9"),
         (pool(max_nodes=1), "pools[0].max_nodes", "2"),
         (pool(zones=None), "models[0].pool", "zones"),
+        (pool(capacity=["spots"]), "pools[0].capacity[0]", "did you mean spot?"),
+        (section("network", zones=["use1-az6"]), "network.zones", "at least 2"),
         (pool(nam="x"), "pools[0].nam", "unknown"),
         (model(pool="h200"), "models[0].pool", "h100"),
         (model(pool=None), "models[0].pool", "missing"),

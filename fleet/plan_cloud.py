@@ -1,0 +1,47 @@
+"""The cloud's part of `fleet plan`: node groups with their price, start and end of pods, quotas."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from planner.fleet import CloudPlan
+from planner.plan import FleetPlan
+
+
+def print_infrastructure(plan: FleetPlan, cloud: CloudPlan, console: Console) -> None:
+    """Print it as tables; money is of GPU nodes alone, and every estimate says so."""
+    console.print(f"\n{cloud.name} {cloud.region}: {', '.join(subnet.zone for subnet in cloud.network.subnets)}")
+    groups = Table(title="Node groups, in the order they are tried", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("group", "instance\ntypes", "zones", "nodes\nmin-max", "of a node", "nodes\nplanned", "USD/h"):
+        groups.add_column(column, no_wrap=True)
+    prices = {line.node_group: line for line in cloud.cost.lines}
+    for pool in cloud.pools:
+        for group in pool.node_groups:
+            devices = (f"{n} {name.rpartition('/')[2]}" for name, n in group.allocatable.items() if "/" in name)
+            price = prices[group.name]
+            groups.add_row(
+                group.name,
+                "\n".join(group.instance_types),
+                "\n".join(group.zones),
+                f"{group.min_nodes}-{group.max_nodes}",
+                "\n".join(
+                    f"{count} {name.rpartition('/')[2]}" for name, count in group.allocatable.items() if "/" in name
+                ),
+                str(price.nodes),
+                "unknown" if price.usd_per_hour is None else f"{price.usd_per_hour:,.2f}",
+            )
+    console.print(groups)
+    if cloud.cost.usd_per_month is not None:
+        console.print(f"GPU nodes of the preferred capacity: about {cloud.cost.usd_per_month:,.0f} USD per month")
+    console.print(cloud.cost.note, soft_wrap=True)
+    for model in plan.models:
+        serving = model.serving
+        if serving is None:
+            continue
+        console.print(
+            f"{model.name}: {serving.replicas} x {serving.group_size} pods on pool {serving.pool.name}; loads in about "
+            f"{serving.load_seconds} s (estimate: {serving.load_source}); {serving.drain_seconds} s to finish requests",
+            soft_wrap=True,
+        )
+    for quota in cloud.quotas:
+        console.print(f"the account must allow {quota.needed:,} {quota.unit} of {quota.name!r}")
