@@ -24,9 +24,7 @@ def print_infrastructure(plan: FleetPlan, cloud: CloudPlan, console: Console) ->
                 "\n".join(group.instance_types),
                 "\n".join(group.zones),
                 f"{group.min_nodes}-{group.max_nodes}",
-                "\n".join(
-                    f"{count} {name.rpartition('/')[2]}" for name, count in group.allocatable.items() if "/" in name
-                ),
+                "\n".join(devices),
                 str(price.nodes),
                 "unknown" if price.usd_per_hour is None else f"{price.usd_per_hour:,.2f}",
             )
