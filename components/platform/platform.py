@@ -1,0 +1,74 @@
+"""Everything that a cluster needs around the models."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pulumi
+from pulumi_kubernetes.core.v1 import ConfigMap
+from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
+
+from components.platform.autoscaler import NAMESPACE, PRIORITIES, cluster_autoscaler, priorities
+from components.platform.charts import install
+from components.platform.controllers import leader_worker_set, metrics_server
+from components.platform.gpu_operator import gpu_operator, has_mig
+from components.platform.mig_gate.component import MigGate, MigGateArgs
+from components.platform.namespaces import GPU_OPERATOR, LABELS, SERVING, namespaces, serving_rules
+from planner.fleet import CloudPlan
+
+if TYPE_CHECKING:
+    # The clouds hand over charts of their own, and so import this package.
+    from components.clouds.base import Cloud
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlatformArgs:
+    """`cloud` is the cluster that `plan` has become."""
+
+    cloud: "Cloud"
+    plan: CloudPlan
+
+
+class Platform(pulumi.ComponentResource):
+    """Namespaces and their rules, GPU operator, device plugins, LeaderWorkerSet, autoscaler, metrics.
+
+    Models are served in `namespace`, once everything in `ready` is there.
+    """
+
+    namespace: str
+    ready: list[pulumi.Resource]
+
+    def __init__(self, name: str, args: PlatformArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        provider = pulumi.ResourceOptions(providers=[args.cloud.kubernetes])
+        super().__init__("tritonfleet:platform:Platform", name, None, pulumi.ResourceOptions.merge(provider, opts))
+        cloud, plan = args.cloud, args.plan
+        child = pulumi.ResourceOptions(parent=self)
+        spaces = namespaces(name, self)
+        rules = serving_rules(plan, name=name, parent=self, depends_on=[spaces[SERVING]])
+
+        access = cloud.autoscaler()
+        expander = ConfigMap(
+            f"{name}-priorities",
+            metadata=ObjectMetaArgs(name=PRIORITIES, namespace=NAMESPACE, labels=LABELS),
+            data={"priorities": priorities(plan, access.group_pattern)},
+            opts=child,
+        )
+        charts = [
+            gpu_operator(plan, cloud.mirrors),
+            leader_worker_set(cloud.mirrors),
+            metrics_server(cloud.mirrors),
+            cluster_autoscaler(plan, access, cloud.mirrors),
+            *cloud.device_plugins(),
+        ]
+        needs = [*cloud.nodes, expander, *spaces.values()]
+        ready: list[pulumi.Resource] = [
+            *rules,
+            *(install(chart, name=name, parent=self, depends_on=needs) for chart in charts),
+        ]
+        if has_mig(plan):
+            gate = MigGateArgs(
+                namespace=GPU_OPERATOR, mirrors=cloud.mirrors, depends_on=[spaces[GPU_OPERATOR], *cloud.nodes]
+            )
+            ready.append(MigGate(f"{name}-mig-gate", gate, child))
+        self.namespace = SERVING
+        self.ready = ready
+        self.register_outputs({"namespace": SERVING})

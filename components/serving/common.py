@@ -1,0 +1,57 @@
+"""What all builds and groups of a stack share, and the objects that both have."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pulumi
+from pulumi_kubernetes.core.v1 import ConfigMap, ServiceAccount
+from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
+
+from components.clouds.base import Volumes
+from components.serving.config_maps import Files
+from components.serving.labels import common_labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """`ready` is what must be there before any object: the namespace and its rules, and what makes pods of sets.
+    `file_provider` makes ConfigMaps, and takes over one that is there already."""
+
+    namespace: str
+    ready: Sequence[pulumi.Resource]
+    image: str
+    runtime: Files
+    volumes: Volumes
+    file_provider: pulumi.ProviderResource
+
+    def child(self, parent: pulumi.Resource) -> pulumi.ResourceOptions:
+        """The options of an object in the namespace."""
+        return pulumi.ResourceOptions(parent=parent, depends_on=self.ready)
+
+
+def config_map(name: str, files: Files, common: Common, *, parent: pulumi.Resource) -> ConfigMap:
+    """The files as an object. It outlives the plan that made it: a group that starts again in the middle of an update
+    mounts the files of its own revision, and so does a build that began before."""
+    return ConfigMap(
+        name,
+        metadata=ObjectMetaArgs(name=files.name, namespace=common.namespace, labels=common_labels()),
+        immutable=True,
+        data=files.data,
+        opts=pulumi.ResourceOptions.merge(
+            common.child(parent), pulumi.ResourceOptions(provider=common.file_provider, retain_on_delete=True)
+        ),
+    )
+
+
+def service_account(
+    name: str, account: str, identity: Mapping[str, pulumi.Input[str]], common: Common, *, parent: pulumi.Resource
+) -> ServiceAccount:
+    """An identity in the cloud at most: no pod of ours talks to Kubernetes."""
+    return ServiceAccount(
+        name,
+        metadata=ObjectMetaArgs(
+            name=account, namespace=common.namespace, labels=common_labels(), annotations=dict(identity) or None
+        ),
+        automount_service_account_token=False,
+        opts=common.child(parent),
+    )

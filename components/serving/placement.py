@@ -1,0 +1,67 @@
+"""Where the pods of a model go. The reasons are in docs/adr/006-group-placement.md."""
+
+from dataclasses import dataclass
+
+from pulumi_kubernetes.core.v1 import (
+    AffinityArgs,
+    PodAffinityArgs,
+    PodAffinityTermArgs,
+    PodAntiAffinityArgs,
+    TopologySpreadConstraintArgs,
+)
+from pulumi_kubernetes.meta.v1 import LabelSelectorArgs
+
+from components.serving.labels import GROUP_INDEX_LABEL, NAME_LABEL, SERVER, SET_LABEL, leaders_of, set_name
+from planner.fleet import ServingPlan
+from planner.plan import FleetPlan
+from planner.pools import nodes_needed
+
+ZONE, NODE = "topology.kubernetes.io/zone", "kubernetes.io/hostname"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What a pod's spec says of where it goes, besides its pool."""
+
+    affinity: AffinityArgs | None
+    spread: list[TopologySpreadConstraintArgs] | None
+
+
+def placement(model: str, serving: ServingPlan) -> Placement:
+    """A group of several nodes stays together and alone on its nodes; single pods keep apart where that is free."""
+    if serving.group_size > 1:
+        return Placement(affinity=_together_and_alone(model, serving.pool.spread_label), spread=None)
+    return Placement(affinity=None, spread=[_apart(model, ZONE), _apart(model, NODE)])
+
+
+def room_to_surge(plan: FleetPlan, serving: ServingPlan) -> bool:
+    """Whether the pool, at its largest, holds one more of these groups beside every group of the plan."""
+    served = [model.serving for model in plan.models if model.serving and model.serving.pool.name == serving.pool.name]
+    demands = [(other.replicas * other.group_size, other.gpus_per_pod) for other in served]
+    needed = nodes_needed(serving.pool, [*demands, (serving.group_size, serving.gpus_per_pod)])
+    return needed <= max(group.max_nodes for group in serving.pool.node_groups)
+
+
+def _together_and_alone(model: str, group_label: str) -> AffinityArgs:
+    ranks = LabelSelectorArgs(match_labels={SET_LABEL: set_name(model)})
+    together = [
+        # The API server adds the pod's own group index to the selector when the pod is made.
+        PodAffinityTermArgs(label_selector=ranks, match_label_keys=[GROUP_INDEX_LABEL], topology_key=key)
+        for key in (group_label, ZONE)
+    ]
+    servers = LabelSelectorArgs(match_labels={NAME_LABEL: SERVER})
+    alone = [PodAffinityTermArgs(label_selector=servers, topology_key=NODE)]
+    return AffinityArgs(
+        pod_affinity=PodAffinityArgs(required_during_scheduling_ignored_during_execution=together),
+        pod_anti_affinity=PodAntiAffinityArgs(required_during_scheduling_ignored_during_execution=alone),
+    )
+
+
+def _apart(model: str, key: str) -> TopologySpreadConstraintArgs:
+    return TopologySpreadConstraintArgs(
+        max_skew=1,
+        topology_key=key,
+        # One zone may have no capacity, and MIG slices share nodes: a replica there is better than none.
+        when_unsatisfiable="ScheduleAnyway",
+        label_selector=LabelSelectorArgs(match_labels=leaders_of(model)),
+    )

@@ -1,0 +1,192 @@
+"""What pods that build and pods that serve have in common: file system, security, environment, resources."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pulumi_kubernetes.core.v1 import (
+    CapabilitiesArgs,
+    ConfigMapVolumeSourceArgs,
+    EmptyDirVolumeSourceArgs,
+    EnvVarArgs,
+    KeyToPathArgs,
+    PersistentVolumeClaimVolumeSourceArgs,
+    PodSecurityContextArgs,
+    ResourceRequirementsArgs,
+    SeccompProfileArgs,
+    SecretVolumeSourceArgs,
+    SecurityContextArgs,
+    TolerationArgs,
+    VolumeArgs,
+    VolumeMountArgs,
+)
+
+from components.clouds.base import POD_USER
+from components.serving.config_maps import Files
+from planner.fleet import PoolPlan, ServingPlan
+
+ROOT = "/opt/tritonfleet"
+MODELS = f"{ROOT}/models"
+SHARED = "/shared"
+STORE = f"{SHARED}/store"
+CHECKPOINTS = f"{SHARED}/checkpoints"
+WEIGHTS = "/weights"
+
+
+# Part of a node's disk that its pods may fill; images, logs and the kubelet's reserve have the rest.
+_DISK_SHARE = 0.5
+
+_ENVIRONMENT = {
+    "HOME": "/cache",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONPATH": ROOT,
+    "PYTHONUNBUFFERED": "1",
+    "TMPDIR": "/tmp",
+    # The image's user database does not know the pods' number; libraries that ask for a name take this one.
+    "USER": "triton",
+    "XDG_CACHE_HOME": "/cache",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mounted:
+    """A volume and where a container sees it."""
+
+    volume: VolumeArgs
+    mounts: tuple[VolumeMountArgs, ...]
+
+
+def runtime_code(files: Files) -> Mounted:
+    """The package `runtime`, where PYTHONPATH finds it."""
+    return _config_map("runtime", files, (_at(f"{ROOT}/runtime", "runtime"),))
+
+
+def model_repository(files: Files) -> Mounted:
+    """The Triton model repository, each model mounted by itself.
+
+    Whole, the volume would show Kubernetes' own `..data` beside the models; Triton takes every folder for a model, and
+    ends when one of them is none ("Poll failed for model directory '..data'", seen with tritonserver 2.51).
+    """
+    mounts = (_at(f"{MODELS}/{folder}", "models", sub_path=folder) for folder in files.folders)
+    return _config_map("models", files, tuple(mounts))
+
+
+def single_file(volume: str, files: Files) -> Mounted:
+    """The one file of `files`, in the root folder."""
+    (path,) = files.paths.values()
+    return _config_map(volume, files, (_at(f"{ROOT}/{path}", volume, sub_path=path),))
+
+
+def claim(volume: str, name: str, path: str, *, read_only: bool) -> Mounted:
+    """A persistent volume claim, whole."""
+    source = PersistentVolumeClaimVolumeSourceArgs(claim_name=name, read_only=read_only)
+    mount = VolumeMountArgs(name=volume, mount_path=path, read_only=read_only)
+    return Mounted(volume=VolumeArgs(name=volume, persistent_volume_claim=source), mounts=(mount,))
+
+
+def secret(volume: str, name: str, folder: str) -> Mounted:
+    """A Secret's keys as files; the pod's group may read them."""
+    source = SecretVolumeSourceArgs(secret_name=name, default_mode=0o440)
+    return Mounted(volume=VolumeArgs(name=volume, secret=source), mounts=(_at(folder, volume),))
+
+
+def scratch(serving: ServingPlan) -> list[Mounted]:
+    """Where a pod may write besides the store; gone with the pod.
+
+    On nodes whose NVMe disks hold the kubelet's folder, /cache lies there.
+    """
+    limit = mebibytes(disk_mib(serving))
+    on_disk = {"run": "/run/tritonfleet", "tmp": "/tmp", "cache": "/cache"}
+    disk = [_empty(name, path, EmptyDirVolumeSourceArgs(size_limit=limit)) for name, path in on_disk.items()]
+    memory = EmptyDirVolumeSourceArgs(medium="Memory", size_limit=mebibytes(serving.shm_mib))
+    return [*disk, _empty("shm", "/dev/shm", memory)]
+
+
+def environment(*more: Mapping[str, str]) -> list[EnvVarArgs]:
+    """The variables of every container, sorted, and `more` of them."""
+    merged: dict[str, str] = dict(_ENVIRONMENT)
+    for variables in more:
+        merged |= variables
+    return [EnvVarArgs(name=name, value=value) for name, value in sorted(merged.items())]
+
+
+def resources(serving: ServingPlan, *, devices: Mapping[str, str] | None = None) -> ResourceRequirementsArgs:
+    """What one pod asks for; `devices` are more than its GPUs.
+
+    No limit on CPU: one throttled thread of NCCL stalls every rank of its group, and requests divide a shared node
+    already. Memory has one equal to its request: shared memory counts into it, and a pod that takes more than its share
+    should end, not its neighbour.
+    """
+    exact = {
+        serving.pool.gpu_resource: str(serving.gpus_per_pod),
+        "memory": mebibytes(serving.memory_mib),
+        "ephemeral-storage": mebibytes(disk_mib(serving)),
+        **(devices or {}),
+    }
+    whole, rest = divmod(serving.cpu_millis, 1000)
+    cpu = f"{serving.cpu_millis}m" if rest else str(whole)
+    return ResourceRequirementsArgs(requests={"cpu": cpu} | exact, limits=exact)
+
+
+def mebibytes(count: int) -> str:
+    """A quantity as Kubernetes writes it back: said in another unit, it would differ at every preview."""
+    return f"{count}Mi" if count % 1024 else f"{count // 1024}Gi"
+
+
+def disk_mib(serving: ServingPlan) -> int:
+    """A pod's part of its node's disk, as large as its part of the node's GPUs."""
+    pool = serving.pool
+    return int(pool.disk_gib * 1024 * _DISK_SHARE * serving.gpus_per_pod / pool.units_per_node)
+
+
+def container_security() -> SecurityContextArgs:
+    """The `restricted` Pod Security Standard, and a root file system that nobody writes."""
+    return SecurityContextArgs(
+        allow_privilege_escalation=False,
+        capabilities=CapabilitiesArgs(drop=["ALL"]),
+        privileged=False,
+        read_only_root_filesystem=True,
+        run_as_non_root=True,
+    )
+
+
+def pod_security() -> PodSecurityContextArgs:
+    """The same for the pod. Volumes are handed to the group once, not at every start: they hold terabytes."""
+    return PodSecurityContextArgs(
+        run_as_non_root=True,
+        run_as_user=POD_USER,
+        run_as_group=POD_USER,
+        fs_group=POD_USER,
+        fs_group_change_policy="OnRootMismatch",
+        seccomp_profile=SeccompProfileArgs(type="RuntimeDefault"),
+    )
+
+
+def tolerations(pool: PoolPlan) -> list[TolerationArgs]:
+    """Of the taints that the pool's nodes have."""
+    return [
+        TolerationArgs(key=taint.key, operator="Equal", value=taint.value, effect=taint.effect)
+        for taint in pool.tolerations
+    ]
+
+
+def volumes(parts: Sequence[Mounted]) -> list[VolumeArgs]:
+    return [part.volume for part in parts]
+
+
+def mounts(parts: Sequence[Mounted]) -> list[VolumeMountArgs]:
+    return [mount for part in parts for mount in part.mounts]
+
+
+def _config_map(volume: str, files: Files, mounts: tuple[VolumeMountArgs, ...]) -> Mounted:
+    items = [KeyToPathArgs(key=key, path=path) for key, path in files.paths.items()]
+    source = ConfigMapVolumeSourceArgs(name=files.name, items=items)
+    return Mounted(volume=VolumeArgs(name=volume, config_map=source), mounts=mounts)
+
+
+def _at(path: str, volume: str, *, sub_path: str | None = None) -> VolumeMountArgs:
+    return VolumeMountArgs(name=volume, mount_path=path, sub_path=sub_path, read_only=True)
+
+
+def _empty(volume: str, path: str, source: EmptyDirVolumeSourceArgs) -> Mounted:
+    mount = VolumeMountArgs(name=volume, mount_path=path)
+    return Mounted(volume=VolumeArgs(name=volume, empty_dir=source), mounts=(mount,))

@@ -1,0 +1,68 @@
+"""What a model's pods may say to whom, on top of the namespace's default-deny, DNS and metrics."""
+
+import pulumi
+from pulumi_kubernetes.meta.v1 import LabelSelectorArgs, ObjectMetaArgs
+from pulumi_kubernetes.networking.v1 import (
+    IPBlockArgs,
+    NetworkPolicy,
+    NetworkPolicyEgressRuleArgs,
+    NetworkPolicyIngressRuleArgs,
+    NetworkPolicyPeerArgs,
+    NetworkPolicyPortArgs,
+    NetworkPolicySpecArgs,
+)
+
+from components.serving.labels import CLIENT_LABEL, ENGINE_LABEL, common_labels, leaders_of, pods_of
+
+LINK_LOCAL = "169.254.0.0/16"
+"""Instance metadata and the credential agents of the clouds: a pod gets its identity from its service account only."""
+
+
+def rank_policy(name: str, *, model: str, namespace: str, opts: pulumi.ResourceOptions) -> NetworkPolicy:
+    """Ranks reach each other on every port: Open MPI and NCCL choose theirs. The launchers prove themselves by the
+    group's token, Open MPI's sockets do not, so nobody else may reach them."""
+    ranks = NetworkPolicyPeerArgs(pod_selector=LabelSelectorArgs(match_labels=pods_of(model)))
+    return NetworkPolicy(
+        name,
+        metadata=ObjectMetaArgs(name=f"{model}-ranks", namespace=namespace, labels=common_labels(model)),
+        spec=NetworkPolicySpecArgs(
+            pod_selector=LabelSelectorArgs(match_labels=pods_of(model)),
+            policy_types=["Ingress", "Egress"],
+            ingress=[NetworkPolicyIngressRuleArgs(from_=[ranks])],
+            egress=[NetworkPolicyEgressRuleArgs(to=[ranks])],
+        ),
+        opts=opts,
+    )
+
+
+def client_policy(name: str, *, model: str, namespace: str, opts: pulumi.ResourceOptions) -> NetworkPolicy:
+    """Namespaces labelled as clients reach the leaders, for requests only."""
+    clients = NetworkPolicyPeerArgs(namespace_selector=LabelSelectorArgs(match_labels={CLIENT_LABEL: "true"}))
+    ports = [NetworkPolicyPortArgs(port=port, protocol="TCP") for port in (8000, 8001)]
+    return NetworkPolicy(
+        name,
+        metadata=ObjectMetaArgs(name=f"{model}-clients", namespace=namespace, labels=common_labels(model)),
+        spec=NetworkPolicySpecArgs(
+            pod_selector=LabelSelectorArgs(match_labels=leaders_of(model)),
+            policy_types=["Ingress"],
+            ingress=[NetworkPolicyIngressRuleArgs(from_=[clients], ports=ports)],
+        ),
+        opts=opts,
+    )
+
+
+def fetch_policy(name: str, *, engine: str, namespace: str, opts: pulumi.ResourceOptions) -> NetworkPolicy:
+    """An engine's build downloads weights by HTTPS. The Hub's content network has no fixed addresses."""
+    anywhere = NetworkPolicyPeerArgs(ip_block=IPBlockArgs(cidr="0.0.0.0/0", except_=[LINK_LOCAL]))
+    return NetworkPolicy(
+        name,
+        metadata=ObjectMetaArgs(name=f"engine-{engine}-fetch", namespace=namespace, labels=common_labels()),
+        spec=NetworkPolicySpecArgs(
+            pod_selector=LabelSelectorArgs(match_labels={ENGINE_LABEL: engine}),
+            policy_types=["Egress"],
+            egress=[
+                NetworkPolicyEgressRuleArgs(to=[anywhere], ports=[NetworkPolicyPortArgs(port=443, protocol="TCP")])
+            ],
+        ),
+        opts=opts,
+    )

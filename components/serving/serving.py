@@ -1,0 +1,127 @@
+"""Everything that serves the models of a plan on a cluster."""
+
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_kubernetes as kubernetes
+import pulumi_random
+from pulumi_kubernetes.core.v1 import Secret
+from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
+
+from components.clouds.base import Cloud
+from components.platform import Platform
+from components.serving import engine_build, groups
+from components.serving.common import Common, config_map
+from components.serving.config_maps import repository_files, runtime_files
+from components.serving.engine_build import TOKEN_KEY, EngineBuild, EngineBuildArgs, bucket_prefix
+from components.serving.groups import ModelGroups, ModelGroupsArgs
+from components.serving.labels import common_labels
+from components.serving.placement import room_to_surge
+from components.serving.service import endpoint
+from planner.clouds import cloud_facts
+from planner.fleet import ServingPlan
+from planner.plan import FleetPlan, ModelPlan
+from planner.versions import TRITON_IMAGE
+
+TOKEN_SECRET = "hugging-face-token"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingArgs:
+    """`plan` is the one that `cloud` and `platform` were made for; the token is for gated models of the Hub."""
+
+    cloud: Cloud
+    platform: Platform
+    plan: FleetPlan
+    hugging_face_token: pulumi.Input[str] | None
+
+
+class Serving(pulumi.ComponentResource):
+    """One build for each distinct engine, and one set of groups for each model.
+
+    `endpoints` are the models' HTTP addresses inside the cluster, by model.
+    """
+
+    endpoints: dict[str, str]
+
+    def __init__(self, name: str, args: ServingArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        provider = pulumi.ResourceOptions(providers=[args.cloud.kubernetes])
+        super().__init__("tritonfleet:serving:Serving", name, None, pulumi.ResourceOptions.merge(provider, opts))
+        child = pulumi.ResourceOptions(parent=self)
+        plan, cloud, namespace, ready = args.plan, args.cloud, args.platform.namespace, args.platform.ready
+        common = Common(
+            namespace=namespace,
+            ready=ready,
+            image=_image(plan),
+            runtime=runtime_files(),
+            volumes=cloud.volumes(namespace, plan.models, opts=pulumi.ResourceOptions(depends_on=ready)),
+            # What lies under a name made of its content is that content.
+            file_provider=kubernetes.Provider(
+                f"{name}-files", kubeconfig=cloud.kubeconfig, upsert_existing_objects=True, opts=child
+            ),
+        )
+
+        def identity(account: str, prefix: str | None) -> dict[str, pulumi.Input[str]]:
+            return cloud.identity(account, namespace=namespace, service_account=account, bucket_prefix=prefix)
+
+        random = pulumi_random.Provider(f"{name}-random", opts=child)
+        needs: list[pulumi.Resource] = [
+            *ready,
+            *common.volumes.resources,
+            config_map(f"{name}-runtime", common.runtime, common, parent=self),
+        ]
+        token = self._token_secret(f"{name}-hub", args.hugging_face_token, common)
+        builds: dict[str, EngineBuild] = {}
+        for model in plan.models:
+            if model.engine.id in builds:
+                continue
+            builds[model.engine.id] = EngineBuild(
+                f"{name}-engine-{model.engine.id}",
+                EngineBuildArgs(
+                    model=model,
+                    serving=_serving(model),
+                    common=common,
+                    identity=identity(engine_build.account_name(model), bucket_prefix(model)),
+                    token_secret=TOKEN_SECRET if token else None,
+                    depends_on=[*needs, *([token] if token else [])],
+                ),
+                child,
+            )
+        for model in plan.models:
+            ModelGroups(
+                f"{name}-{model.name}",
+                ModelGroupsArgs(
+                    model=model,
+                    serving=_serving(model),
+                    common=common,
+                    identity=identity(
+                        groups.account_name(model.name), bucket_prefix(model) if groups.loads_bucket(model) else None
+                    ),
+                    rdma_environment=cloud_facts(plan.cloud).rdma_environment,
+                    repository=repository_files(model, groups.engine_folder(model)),
+                    surge=room_to_surge(plan, _serving(model)),
+                    random=random,
+                    depends_on=[*needs, builds[model.engine.id].job],
+                ),
+                child,
+            )
+        self.endpoints = {model.name: endpoint(model.name, namespace) for model in plan.models}
+        self.register_outputs({"endpoints": self.endpoints})
+
+    def _token_secret(self, name: str, token: pulumi.Input[str] | None, common: Common) -> Secret | None:
+        if token is None:
+            return None
+        metadata = ObjectMetaArgs(name=TOKEN_SECRET, namespace=common.namespace, labels=common_labels())
+        return Secret(name, metadata=metadata, string_data={TOKEN_KEY: token}, opts=common.child(self))
+
+
+def _image(plan: FleetPlan) -> str:
+    # Not through the cloud's mirrors: none caches NVIDIA's registry without an account there.
+    own = plan.infrastructure.images.triton if plan.infrastructure else None
+    return own or TRITON_IMAGE.reference
+
+
+def _serving(model: ModelPlan) -> ServingPlan:
+    if model.serving is None:
+        raise ValueError(f"the plan does not say how {model.name} is served: it is not of a managed cloud")
+    return model.serving
