@@ -9,7 +9,7 @@ from planner.strict import Strict
 CapacityType = Literal["spot", "on-demand", "reserved"]
 Identity = Literal["irsa", "pod-identity"]
 
-NAME = r"^[a-z0-9]([-a-z0-9]{0,18}[a-z0-9])?$"
+NAME = r"^[a-z]([-a-z0-9]{0,18}[a-z0-9])?$"
 """A pool's name becomes part of node group, launch template and role names, which the clouds keep short."""
 
 Texts = Annotated[tuple[str, ...], Field(strict=False)]

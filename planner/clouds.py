@@ -71,6 +71,7 @@ class CloudFacts:
     """
 
     name: str
+    gpu_label: str
     spot_notice_seconds: int
     rdma_resource: str
     rdma_environment: dict[str, str]
@@ -113,6 +114,8 @@ def cloud_facts(name: str) -> CloudFacts:
 
 _AWS = CloudFacts(
     name="aws",
+    # Cluster Autoscaler, cloudprovider/aws, GPULabel: a node that has it and no GPU yet is still starting.
+    gpu_label="k8s.amazonaws.com/accelerator",
     # EC2 User Guide, "Spot Instance interruption notices": two minutes.
     spot_notice_seconds=120,
     # EKS User Guide, "Manage EFA devices on Amazon EKS": the resource of aws-efa-k8s-device-plugin.

@@ -28,6 +28,10 @@ KvCacheQuantization = Literal["none", "fp8", "int8"]
 Backend = Literal["cpu", "tensorrt", "pytorch"]
 
 
+MODEL_NAME = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
+"""A DNS-1035 label, as Services need; Kubernetes adds up to 23 characters for the pods' and their revision's names."""
+
+
 class QuantizationConfig(Strict):
     """Number formats of the weights and of the KV cache; `none` keeps the checkpoint's own."""
 
@@ -65,7 +69,7 @@ class ServingConfig(Strict):
 class ModelConfig(Strict):
     """One model to serve. `max_seq_len` counts prompt and answer tokens of one request."""
 
-    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    name: str = Field(pattern=MODEL_NAME)
     source: str = Field(min_length=1, max_length=1024)
     revision: str | None = Field(default=None, min_length=1, max_length=256)
     config: str | None = Field(default=None, min_length=1, max_length=1024)
@@ -171,6 +175,7 @@ def parse_stack(values: Mapping[str, Any]) -> ParsedStack:
         problems += found_of_pool + found
         if model is not None and not found_of_pool:
             models[index] = model
+    problems += _colliding_names(models)
     for section, items in (("pools", pools), ("models", models)):
         problems += _duplicate_names(section, items)
         if values.get(section) and not isinstance(values[section], list):
@@ -337,6 +342,21 @@ def _duplicate_names(section: str, items: Mapping[int, PoolConfig | ModelConfig]
         )
         for index, item in items.items()
         if first.setdefault(item.name, index) != index
+    ]
+
+
+def _colliding_names(models: Mapping[int, ModelConfig]) -> list[Problem]:
+    # LeaderWorkerSet makes a Service of the set's own name for the pods of its groups.
+    sets = {f"{model.name}-group": index for index, model in models.items()}
+    return [
+        Problem(
+            key=f"models[{index}].name",
+            what=f"{model.name} is the name of the Service between the pods of models[{sets[model.name]}]",
+            consequence="the two Services would take each other's place; requests would reach workers",
+            fix="choose a name that is not another model's with -group after it",
+        )
+        for index, model in models.items()
+        if model.name in sets
     ]
 
 

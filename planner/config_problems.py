@@ -60,6 +60,15 @@ _TYPE_NAMES = {
     "finite_number": "a finite number",
 }
 
+_PATTERNS = {
+    "name": (
+        "a short DNS label",
+        "use a-z, 0-9 and -, begin with a letter and do not end with -; at most 40 for a model, 20 for a pool",
+    ),
+    "kubernetes_version": ("a minor version of Kubernetes", "write it in quotes, like '1.35'"),
+    "account": ("an AWS account", "write its twelve digits in quotes"),
+}
+
 _BOUNDS = {
     "greater_than_equal": ("ge", "at least"),
     "less_than_equal": ("le", "at most"),
@@ -267,10 +276,7 @@ def _what_and_fix(error: ErrorDetails, field: str, owner: type[BaseModel]) -> tu
         name, words = _BOUNDS[kind]
         return f"{shown(value)} is out of range", f"give {words} {context[name]}"
     if kind == "string_pattern_mismatch":
-        return (
-            f"{shown(value)} is not a DNS label",
-            "use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit",
-        )
+        return f"{shown(value)} is not {_PATTERNS[field][0]}", _PATTERNS[field][1]
     if kind == "too_short" and context["min_length"] > 1 and value:
         return f"{shown(value)} are too few", f"give at least {context['min_length']}"
     if kind in ("string_too_short", "too_short"):

@@ -107,16 +107,22 @@ def plan_pool(pool: CheckedPool, cloud: CloudFacts, *, rdma: bool) -> PoolPlan:
         node_selector=selector,
         tolerations=(GPU_TAINT, *spot),
         spread_label=NODE_GROUP_LABEL,
-        node_groups=tuple(_node_group(pool, capacity, mig_config, allocatable) for capacity in config.capacity),
+        node_groups=tuple(
+            _node_group(pool, capacity, mig_config, allocatable, cloud.gpu_label) for capacity in config.capacity
+        ),
     )
 
 
 def _node_group(
-    pool: CheckedPool, capacity: CapacityType, mig_config: str | None, allocatable: dict[str, str]
+    pool: CheckedPool, capacity: CapacityType, mig_config: str | None, allocatable: dict[str, str], gpu_label: str
 ) -> NodeGroupPlan:
     config = pool.config
     name = f"{config.name}-{capacity}"
     labels = {POOL_LABEL: config.name, NODE_GROUP_LABEL: name, CAPACITY_LABEL: capacity}
+    if mig_config is None:
+        # Without it the autoscaler adds a second node while the first one's device plugin starts. A divided node has no
+        # whole GPUs: with it, it would count as never ready.
+        labels[gpu_label] = pool.instance.gpu.lower()
     return NodeGroupPlan(
         name=name,
         capacity=capacity,

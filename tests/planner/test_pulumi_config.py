@@ -44,3 +44,4 @@ def test_encrypted_values_are_secret_and_masked() -> None:
     config, secret_keys = config_of({"hugging_face_token": {"secure": "v1:abc"}, "cloud": "aws"})
     assert config == {"tritonfleet:hugging_face_token": SECRET, "tritonfleet:cloud": "aws"}
     assert secret_keys == {"tritonfleet:hugging_face_token"}
+    assert values_of(config)["hugging_face_token"] == SECRET

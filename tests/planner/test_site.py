@@ -72,6 +72,13 @@ def top(**changes: Any) -> Change:
     return change
 
 
+def second_model_named(name: str) -> Change:
+    def change(stack: dict[str, Any]) -> None:
+        stack["models"].append(stack["models"][0] | {"name": name})
+
+    return change
+
+
 def second_pool_of_the_same_name(stack: dict[str, Any]) -> None:
     stack["pools"].append(stack["pools"][0])
 
@@ -108,6 +115,7 @@ def test_405b_is_two_whole_nodes_over_efa() -> None:
     }
     assert {taint.key for taint in groups[0].taints} == {"nvidia.com/gpu", "tritonfleet.io/capacity-type"}
     assert {taint.key for taint in groups[1].taints} == {"nvidia.com/gpu"}
+    assert groups[0].labels["k8s.amazonaws.com/accelerator"] == "h100-80gb"
 
 
 def test_a_pool_without_multi_node_models_has_no_rdma() -> None:
@@ -127,6 +135,7 @@ def test_mig_pods_ask_for_slices_and_wait_for_the_label_that_says_they_are_there
         assert serving.pool.node_selector["nvidia.com/mig.config.state"] == "success"
         for group in serving.pool.node_groups:
             assert group.labels["nvidia.com/mig.config"] == "all-2g.20gb"
+            assert "k8s.amazonaws.com/accelerator" not in group.labels
             assert group.allocatable == {"nvidia.com/mig-2g.20gb": "3"}
             assert [taint.key for taint in group.startup_taints] == [
                 "startup-taint.cluster-autoscaler.kubernetes.io/mig"
@@ -150,6 +159,9 @@ def test_mig_pods_ask_for_slices_and_wait_for_the_label_that_says_they_are_there
         (pool(zones=None), "models[0].pool", "zones"),
         (pool(capacity=["spots"]), "pools[0].capacity[0]", "did you mean spot?"),
         (section("network", zones=["use1-az6"]), "network.zones", "at least 2"),
+        (second_model_named("llama-405b-group"), "models[1].name", "Service"),
+        (section("cluster", kubernetes_version="1.35.1"), "cluster.kubernetes_version", "minor version"),
+        (pool(name="h100_x"), "pools[0].name", "DNS label"),
         (pool(nam="x"), "pools[0].nam", "unknown"),
         (model(pool="h200"), "models[0].pool", "h100"),
         (model(pool=None), "models[0].pool", "missing"),
