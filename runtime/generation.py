@@ -68,10 +68,8 @@ class Generation:
 
     async def wait_ready(self) -> None:
         """Returns when rank 0's Triton is ready, which is when every rank has loaded the model."""
-        endpoints = self._settings.endpoints
-        address = "127.0.0.1" if endpoints.address == "0.0.0.0" else endpoints.address
         # Before rank 0 has started, only another program could answer on its port.
-        while 0 not in self.ranks or not await http_ok(address, endpoints.http, "/v2/health/ready"):
+        while 0 not in self.ranks or not await self._http_ok("/v2/health/ready"):
             await asyncio.sleep(READY_POLL_SECONDS)
 
     async def drain(self, seconds: float) -> None:
@@ -79,6 +77,9 @@ class Generation:
         pid = self.ranks.get(0, {}).get("pid")
         if pid is None:
             return
+        if self._settings.log_level in ("error", "warning"):
+            # That the last request has ended, the rank reads in the server's log, where it is said at level info only.
+            await self._http_ok("/v2/logging", b'{"log_info": true}')
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGINT)
         with contextlib.suppress(TimeoutError):
@@ -122,6 +123,11 @@ class Generation:
             self.over_at = time.monotonic()
             self.over.set_result(reason)
 
+    async def _http_ok(self, path: str, post: bytes | None = None) -> bool:
+        endpoints = self._settings.endpoints
+        address = "127.0.0.1" if endpoints.address == "0.0.0.0" else endpoints.address
+        return await http_ok(address, endpoints.http, path, post)
+
     def _on_line(self, line: str) -> None:
         begin = line.find(REPORT)
         if begin < 0:
@@ -164,13 +170,14 @@ def describe(what: str, status: int) -> str:
     return f"{what} was killed by signal {status - 128}" if signalled else f"{what} ended with status {status}"
 
 
-async def http_ok(address: str, port: int, path: str) -> bool:
-    """Whether a GET is answered with 200 within a second."""
+async def http_ok(address: str, port: int, path: str, post: bytes | None = None) -> bool:
+    """Whether a GET, or a POST of `post`, is answered with 200 within a second."""
+    start = f"GET {path} HTTP/1.1" if post is None else f"POST {path} HTTP/1.1\r\nContent-Length: {len(post)}"
     with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, IndexError):
         async with asyncio.timeout(1.0):
             reader, writer = await asyncio.open_connection(address, port)
             try:
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+                writer.write(f"{start}\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode() + (post or b""))
                 return (await reader.readline()).split()[1] == b"200"
             finally:
                 writer.close()

@@ -34,7 +34,7 @@ from runtime.rank import HostSettings
 from runtime.rendezvous import Timing, read_token
 from runtime.spec import world_size
 from runtime.store import EngineStore, check_loadable, read_manifest
-from runtime.triton import Endpoints, find_triton, missing_models
+from runtime.triton import LOG_FLAGS, Endpoints, find_triton, missing_models
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,7 +92,7 @@ def _run(options: argparse.Namespace) -> int:
     with EngineStore(engine.parents[1]).lease(engine.name):
         if options.worker_index > 0:
             place = worker.Place(options.leader_address, options.rendezvous_port, options.worker_index, token, timing)
-            return asyncio.run(worker.run(settings, engine.name, place, say))
+            return asyncio.run(worker.run(settings, engine.name, place, options.run_dir, say))
         check_ports(settings.endpoints)
         plan = leader.GroupPlan(
             engine=engine.name,
@@ -137,7 +137,7 @@ def _holder(port: int) -> str:
 
 
 def _host_settings(options: argparse.Namespace, key: dict[str, Any], ranks_per_host: int) -> HostSettings:
-    repository: Path = options.model_repository.resolve()
+    repository = _repository(options.model_repository)
     if missing_models(repository, ["tensorrt_llm"]):
         raise Refusal(
             f"{repository} holds no model tensorrt_llm with a config.pbtxt",
@@ -158,7 +158,17 @@ def _host_settings(options: argparse.Namespace, key: dict[str, Any], ranks_per_h
         busy_ranks=min(ranks_per_host, key["mapping"]["tensor_parallel"]),
         interface=None,
         temporary_directory=os.environ.get("TMPDIR"),
+        log_level=options.log_level,
     )
+
+
+def _repository(folder: Path) -> Path:
+    """The folder that holds the models, and nothing that Triton would take for one.
+
+    A ConfigMap's volume shows its files as links, beside the hidden folders that they lie in (kubelet's AtomicWriter).
+    """
+    written = folder / "..data"
+    return (written if written.is_dir() else folder).resolve()
 
 
 def _even_share(ranks: int, group_size: int) -> int:
@@ -210,6 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--heartbeat-seconds", type=float, default=Timing.interval)
     add("--dead-after-seconds", type=float, default=Timing.dead_after)
     add("--drain-seconds", type=float, default=30.0, help="how long requests in flight may take after SIGTERM")
+    add("--log-level", choices=LOG_FLAGS, default="info", help="what Triton writes to rank<r>.log")
     add("--stable-seconds", type=float, default=60.0, help="ready for this long, a loss starts back-off anew")
     return parser
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import time
@@ -16,6 +15,7 @@ from runtime.generation import Generation
 from runtime.mpi import MpiRun
 from runtime.rank import HostSettings
 from runtime.rendezvous import ConnectionLost, Member, Message, Rendezvous, Timing
+from runtime.state import write_state
 
 LONGEST_BACK_OFF_SECONDS = 60.0
 PROGRESS_SECONDS = 15.0
@@ -237,13 +237,11 @@ class Leader:
         task.add_done_callback(self.tasks.discard)
 
     def _write_state(self) -> None:
-        """state.json, whole at every moment. `launcher` is this process: what a dead one left behind is history."""
         endpoints = self.settings.endpoints
         ranks = sorted(self.generation.ranks.values(), key=lambda r: r["rank"]) if self.generation is not None else []
         state = {
             "phase": self.phase,
             "generation": self.number,
-            "launcher": os.getpid(),
             "engine": self.plan.engine,
             "http": f"{endpoints.address}:{endpoints.http}",
             "grpc": f"{endpoints.address}:{endpoints.grpc}",
@@ -251,9 +249,7 @@ class Leader:
             "ranks": ranks,
             "reason": self.reason,
         }
-        staging = self.plan.run_dir / ".state.json"
-        staging.write_text(json.dumps(state, indent=2) + "\n")
-        staging.replace(self.plan.run_dir / "state.json")
+        write_state(self.plan.run_dir, state)
 
 
 def _start_failure(generation: Generation, reason: str, run_dir: Path) -> str:

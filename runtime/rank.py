@@ -32,8 +32,8 @@ from runtime.triton import Endpoints, Triton, rank_command
 REPORT = "tritonfleet-rank "
 HOST_VARIABLE = "TRITONFLEET_HOST"
 LIFELINE_VARIABLE = "TRITONFLEET_LIFELINE"
-# Written by tritonserver on shutdown when the last inference has ended. What follows may wait for ranks that never call
-# MPI_Finalize, so it is given only FINALIZE_SECONDS.
+# Written by tritonserver, at log level info, on shutdown when the last inference has ended. What follows may wait for
+# ranks that never call MPI_Finalize, so it is given only FINALIZE_SECONDS.
 DRAINED = b"All models are stopped"
 # After this tritonserver would wait for its model process for ever.
 STUB_FAILED = b"Failed to run python backend stub"
@@ -64,6 +64,7 @@ class HostSettings:
     busy_ranks: int  # how many of this host's ranks compute at once: one pipeline stage's
     interface: str | None  # the network interface between the group's hosts; None on a single host
     temporary_directory: str | None
+    log_level: str = "info"  # a key of runtime.triton.LOG_FLAGS
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -104,7 +105,7 @@ def server_environment(
         env.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
         if settings.interface is None:
             env.setdefault("OMPI_MCA_btl", "^tcp,openib")
-        else:
+        elif "OMPI_MCA_btl_tcp_if_exclude" not in env:  # Open MPI finds no way between hosts when both are given
             env.setdefault("OMPI_MCA_btl_tcp_if_include", settings.interface)
         # Killed ranks leave their shared segments behind; in the tree's directory they go with it.
         env.setdefault("OMPI_MCA_btl_sm_backing_directory", settings.tree_directory)
@@ -163,6 +164,7 @@ class Rank:
             model_repository=s.model_repository,
             endpoints=s.endpoints,
             shm_prefix=s.shm_prefix,
+            log_level=s.log_level,
         )
         env = server_environment(s, os.environ, len(os.sched_getaffinity(0)), lifeline)
         return subprocess.Popen(

@@ -23,6 +23,13 @@ from runtime.errors import Refusal
 IMAGE_ROOT = Path("/opt/tritonserver")
 LIBPYTHON_FOLDER = "libpython"
 PYTHON_MINOR = "3.11"
+LOG_FLAGS = {
+    "error": ("--log-warning=false", "--log-info=false"),
+    "warning": ("--log-info=false",),
+    "info": (),
+    "verbose": ("--log-verbose=1",),
+}
+"""Triton's flags for each log level: what it writes beyond its default, or leaves out."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,14 @@ def find_triton(cache: Path, image_root: Path = IMAGE_ROOT) -> Triton:
 
 
 def rank_command(
-    triton: Triton, *, rank: int, backend: str, model_repository: str, endpoints: Endpoints, shm_prefix: str
+    triton: Triton,
+    *,
+    rank: int,
+    backend: str,
+    model_repository: str,
+    endpoints: Endpoints,
+    shm_prefix: str,
+    log_level: str = "info",
 ) -> list[str]:
     """Flags as in NVIDIA's multi-node leader mode: one server per rank, and only rank 0 answers requests.
 
@@ -67,6 +81,7 @@ def rank_command(
         f"--backend-directory={triton.backend_directory}",
         "--disable-auto-complete-config",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}{rank}_",
+        *LOG_FLAGS[log_level],
     ]
     if rank > 0:
         return [

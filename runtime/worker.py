@@ -7,12 +7,14 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
 from runtime.process_tree import ProcessTree
 from runtime.rank import HOST_VARIABLE, HostSettings
 from runtime.rendezvous import TOKEN_VARIABLE, Channel, ConnectionLost, Message, Timing, TryAgain, join
+from runtime.state import write_state
 
 REJOIN_SECONDS = 0.5
 
@@ -28,19 +30,37 @@ class Place:
     timing: Timing
 
 
-async def run(settings: HostSettings, engine: str, place: Place, say: Callable[[str], None]) -> int:
-    """Serves leader after leader until SIGTERM or SIGINT; then returns 0. Raises Refusal."""
-    serving = asyncio.create_task(_serve(settings, engine, place, say))
+async def run(settings: HostSettings, engine: str, place: Place, run_dir: Path, say: Callable[[str], None]) -> int:
+    """Serves leader after leader until SIGTERM or SIGINT; then returns 0. Raises Refusal.
+
+    `run_dir` gets a state.json whose phase is joining, joined or stopped.
+    """
+
+    def enter(phase: str, reason: str | None = None) -> None:
+        about = {"worker": place.index, "leader": f"{place.leader_address}:{place.port}", "engine": engine}
+        write_state(run_dir, {"phase": phase, **about, "reason": reason})
+
+    serving = asyncio.create_task(_serve(settings, engine, place, enter, say))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, serving.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await serving
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+    finally:
+        enter("stopped")
     say("stopped")
     return 0
 
 
-async def _serve(settings: HostSettings, engine: str, place: Place, say: Callable[[str], None]) -> None:
+async def _serve(
+    settings: HostSettings,
+    engine: str,
+    place: Place,
+    enter: Callable[..., None],
+    say: Callable[[str], None],
+) -> None:
+    enter("joining")
     about: Message = {"engine": engine, "ranks_per_host": settings.ranks_per_host, "host": settings.host}
     told = ""
     while True:
@@ -50,15 +70,18 @@ async def _serve(settings: HostSettings, engine: str, place: Place, say: Callabl
             # A leader that is not up yet is the normal case, so it is said once, not twice a second.
             if str(problem) != told:
                 told = str(problem)
+                enter("joining", told)
                 say(f"waiting for the leader: {problem}")
             await asyncio.sleep(REJOIN_SECONDS)
             continue
         told = ""
+        enter("joined")
         say(f"worker {place.index} joined the leader at {channel.remote_address}")
         host = Host(settings, channel, say)
         try:
             await host.serve()
         except ConnectionLost as lost:
+            enter("joining", f"lost the leader: {lost}")
             say(f"lost the leader ({lost}); ending this host's ranks")
         finally:
             await host.end()

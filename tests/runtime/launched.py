@@ -68,6 +68,7 @@ class TritonPythonModel:
         return responses
 
     def finalize(self):
+        time.sleep(float(os.environ.get("TEST_FINALIZE_SECONDS", "0")))
         for rank in range(1, self.ranks.size):
             self.ranks.send(None, dest=rank)
 """

@@ -20,8 +20,9 @@ from runtime.launch import main
 from runtime.leader import back_off_seconds
 from runtime.process_tree import NAME_PREFIX, ProcessTree
 from runtime.rank import HostSettings
-from runtime.triton import Endpoints, Triton
+from runtime.triton import LOG_FLAGS, Endpoints, Triton
 from runtime.worker import rank_host_environment
+from tests.kubelet.volumes import TIMESTAMP, write_atomically
 from tests.ports import free_ports
 from tests.runtime.launched import Launched, publish_engine, until, write_model_repository
 
@@ -73,6 +74,17 @@ def test_every_rank_takes_part_in_an_answer(launch: Callable[..., Launched]) -> 
     log = (group.run_dir / "rank1.log").read_text()
     assert log
     assert all(line.startswith("[rank 1] ") for line in log.splitlines())
+
+
+def test_models_are_served_from_a_config_maps_volume(launch: Callable[..., Launched], tmp_path: Path) -> None:
+    """Triton takes every folder for a model, and ends when one of them, like the volume's `..data`, is none."""
+    repository = write_model_repository(tmp_path / "rendered")
+    files = {path.relative_to(repository).as_posix(): path.read_bytes() for path in repository.rglob("*.*")}
+    write_atomically(tmp_path / "volume", files)
+    assert (tmp_path / "volume" / TIMESTAMP / "tensorrt_llm").is_dir()
+    group = launch("--model-repository", str(tmp_path / "volume"))
+    group.ready()
+    assert group.ask(1) == 6
 
 
 def tritonserver_of(rank: int) -> Callable[[Launched], int]:
@@ -190,6 +202,26 @@ def test_requests_in_flight_end_before_the_ranks_do(launch: Callable[..., Launch
     assert not [p for p in before if p.is_running()]
     assert group.state()["phase"] == "stopped"
     assert group.state()["ranks"] == []
+
+
+@pytest.mark.parametrize("level", LOG_FLAGS)
+def test_at_each_log_level_requests_in_flight_end_and_nothing_is_waited_for_longer(
+    launch: Callable[..., Launched], level: str
+) -> None:
+    """A rank learns from its server's log that the last request has ended; at some levels little is logged."""
+    group = launch("--log-level", level, env={"TEST_FINALIZE_SECONDS": "60"})
+    group.ready()
+    begins = [line.split(" ", 2)[2][:1] for line in (group.run_dir / "rank0.log").read_text().splitlines()]
+    assert ("I" in begins) == (level in ("info", "verbose"))
+    answers: list[int] = []
+    slow = threading.Thread(target=lambda: answers.append(group.ask(2000)))
+    slow.start()
+    time.sleep(0.8)
+    begun = time.monotonic()
+    assert group.stop() == 0
+    slow.join()
+    assert answers == [12000]
+    assert time.monotonic() - begun < 8
 
 
 def test_a_second_signal_ends_everything_at_once(launch: Callable[..., Launched]) -> None:

@@ -16,7 +16,7 @@ import pytest
 from runtime import triton
 from runtime.errors import Refusal
 from runtime.rank import HostSettings, blas_environment, cpu_flags, mpi_rank, server_environment
-from runtime.triton import Endpoints, Triton, find_triton, rank_command
+from runtime.triton import LOG_FLAGS, Endpoints, Triton, find_triton, rank_command
 
 IMAGE = Triton("/opt/tritonserver/bin/tritonserver", "/opt/tritonserver/backends", {})
 ENDPOINTS = Endpoints("0.0.0.0", 8000, 8001, 8002)
@@ -129,9 +129,15 @@ def test_what_is_lacking_is_refused_before_anything_is_made(
     assert not (tmp_path / "cache").exists()
 
 
-def flags(rank: int, backend: str = "tensorrt") -> list[str]:
+def flags(rank: int, backend: str = "tensorrt", log_level: str = "info") -> list[str]:
     return rank_command(
-        IMAGE, rank=rank, backend=backend, model_repository="/models", endpoints=ENDPOINTS, shm_prefix="group_"
+        IMAGE,
+        rank=rank,
+        backend=backend,
+        model_repository="/models",
+        endpoints=ENDPOINTS,
+        shm_prefix="group_",
+        log_level=log_level,
     )
 
 
@@ -157,6 +163,15 @@ def test_rank_0_serves_and_the_others_only_load() -> None:
         "--allow-grpc=false",
         "--allow-metrics=false",
     ]
+
+
+def test_each_log_level_has_its_flags() -> None:
+    assert {level: flags(1, log_level=level)[5:-5] for level in LOG_FLAGS} == {
+        "error": ["--log-warning=false", "--log-info=false"],
+        "warning": ["--log-info=false"],
+        "info": [],
+        "verbose": ["--log-verbose=1"],
+    }
 
 
 def test_the_llm_api_is_started_through_its_own_launcher_on_every_rank() -> None:
@@ -207,6 +222,8 @@ def test_what_the_operator_sets_is_left_alone() -> None:
     env = server_environment(host("cpu", "eth0"), mine, 16, "l")
     assert {key: env[key] for key in mine} == mine | {"PATH": "/venv/bin:/bin"}
     assert server_environment(host("cpu", "eth0"), {}, 16, "l")["OMPI_MCA_btl_tcp_if_include"] == "eth0"
+    other = server_environment(host("cpu", "eth0"), {"OMPI_MCA_btl_tcp_if_exclude": "lo"}, 16, "l")
+    assert "OMPI_MCA_btl_tcp_if_include" not in other
 
 
 def test_gpu_ranks_get_their_transports_from_the_pod_alone() -> None:

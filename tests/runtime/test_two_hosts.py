@@ -2,18 +2,17 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from tests.hosts import Hosts, two_hosts
 from tests.runtime.launched import Launched, publish_engine, until, write_model_repository
 
 RANKS_PER_HOST = 2
@@ -23,53 +22,10 @@ DEBIAN_MPIRUN = Path("/usr/bin/mpirun")
 DEBIAN_LIBMPI = Path("/usr/lib/x86_64-linux-gnu/libmpi.so.40")
 
 
-@dataclass
-class Hosts:
-    """Two namespaces joined by a cable. `cut` pulls it out, `mend` puts it back."""
-
-    names: Sequence[str]
-    addresses: Sequence[str] = ("10.213.77.1", "10.213.77.2")
-
-    def prefix(self, host: int) -> list[str]:
-        name = self.names[host]
-        return ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$@"', "sh"]
-
-    def cut(self) -> None:
-        ip("-n", self.names[1], "link", "set", "eth0", "down")
-
-    def mend(self) -> None:
-        ip("-n", self.names[1], "link", "set", "eth0", "up")
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
-
-
 @pytest.fixture
 def hosts() -> Generator[Hosts]:
-    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("unshare") is None:
-        pytest.skip("network namespaces need root, iproute2 and util-linux")
-    for left in subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout.split("\n"):
-        of = re.match(r"(tritonfleet-(\d+)-[ab])\b", left)
-        if of and not psutil.pid_exists(int(of[2])):
-            ip("netns", "del", of[1])  # of a test run that was killed
-    names = [f"tritonfleet-{os.getpid()}-{side}" for side in "ab"]
-    made = Hosts(names)
-    try:
-        try:
-            for name in names:
-                ip("netns", "add", name)
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"this machine allows no network namespaces: {error.stderr.decode().strip()}")
-        ip("link", "add", "eth0", "netns", names[0], "type", "veth", "peer", "name", "eth0", "netns", names[1])
-        for name, address in zip(names, made.addresses, strict=True):
-            ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
-            for link in ("lo", "eth0"):
-                ip("-n", name, "link", "set", link, "up")
+    with two_hosts() as made:
         yield made
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
 @pytest.fixture
@@ -120,10 +76,12 @@ def test_two_hosts_serve_as_one(launch: Callable[..., Launched], hosts: Hosts) -
     print(f"\nstart to ready: {time.monotonic() - begun:.1f} s")
     assert [rank["host"] for rank in state["ranks"]] == [hosts.names[0]] * 2 + [hosts.names[1]] * 2
     assert leader.ask(5) == 5 * (1 + 2 + 3 + 4)
+    assert worker.state()["phase"] == "joined"
     left = all_processes(leader, worker)
     assert leader.stop() == 0
     until(lambda: not alive(left), "every rank on both hosts ended", 5)
     assert worker.process.poll() is None
+    assert worker.state()["phase"] == "joining"
     assert worker.stop() == 0
 
 
