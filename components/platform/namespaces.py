@@ -25,7 +25,7 @@ METRICS_LABEL = "tritonfleet.io/metrics"
 METRICS_PORT = 8002
 LABELS = {"app.kubernetes.io/part-of": "tritonfleet", "app.kubernetes.io/managed-by": "pulumi"}
 
-# Pods without a GPU (a frontend, a debugging shell) and claims of models that have no replica now.
+# Pods without a GPU (downloads, a frontend, a debugging shell) and claims of models that have no replica now.
 _SPARE = 20
 
 
@@ -67,7 +67,7 @@ def namespaces(name: str, parent: pulumi.Resource) -> dict[str, Namespace]:
 def limits(plan: CloudPlan) -> dict[str, str]:
     """The most that the serving namespace may ask for: what the plan's pools have when every group is at its largest.
 
-    Every pod of a model asks for GPUs, so their number bounds the pods. Nothing here is reached from outside.
+    Every pod that builds or serves asks for GPUs, so their number bounds those pods. Nothing is reached from outside.
     """
     hard: dict[str, int] = {}
     for pool in plan.pools:

@@ -1,4 +1,4 @@
-"""What all builds and groups of a stack share, and the objects that both have."""
+"""What all fetches, builds and groups of a stack share, and the objects that both have."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

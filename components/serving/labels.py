@@ -3,6 +3,7 @@
 CLIENT_LABEL = "tritonfleet.io/client"
 """Namespaces that carry it, with the value true, may send requests to the models."""
 ENGINE_LABEL = "tritonfleet.io/engine"
+CHECKPOINT_LABEL = "tritonfleet.io/checkpoint"
 
 # Set by the LeaderWorkerSet controller on every pod of a group (kubernetes-sigs/lws, leaderworkerset_types.go).
 SET_LABEL = "leaderworkerset.sigs.k8s.io/name"
@@ -13,6 +14,7 @@ NAME_LABEL = "app.kubernetes.io/name"
 INSTANCE_LABEL = "app.kubernetes.io/instance"
 SERVER = "triton"
 BUILDER = "engine-build"
+FETCHER = "weights-fetch"
 
 
 def common_labels(instance: str | None = None) -> dict[str, str]:
@@ -24,6 +26,11 @@ def common_labels(instance: str | None = None) -> dict[str, str]:
 def pods_of(model: str) -> dict[str, str]:
     """What selects every serving pod of a model, leaders and workers."""
     return {NAME_LABEL: SERVER, INSTANCE_LABEL: model}
+
+
+def fetch_of(checkpoint: str) -> dict[str, str]:
+    """What selects the pods that download one checkpoint, by the name of its folder."""
+    return {NAME_LABEL: FETCHER, CHECKPOINT_LABEL: checkpoint}
 
 
 def set_name(model: str) -> str:

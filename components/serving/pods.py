@@ -1,4 +1,4 @@
-"""What pods that build and pods that serve have in common: file system, security, environment, resources."""
+"""What pods that fetch, build and serve have in common: file system, security, environment, resources."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,11 +94,15 @@ def scratch(serving: ServingPlan) -> list[Mounted]:
 
     On nodes whose NVMe disks hold the kubelet's folder, /cache lies there.
     """
-    limit = mebibytes(disk_mib(serving))
-    on_disk = {"run": "/run/tritonfleet", "tmp": "/tmp", "cache": "/cache"}
-    disk = [_empty(name, path, EmptyDirVolumeSourceArgs(size_limit=limit)) for name, path in on_disk.items()]
     memory = EmptyDirVolumeSourceArgs(medium="Memory", size_limit=mebibytes(serving.shm_mib))
-    return [*disk, _empty("shm", "/dev/shm", memory)]
+    return [*scratch_folders(disk_mib(serving)), _empty("shm", "/dev/shm", memory)]
+
+
+def scratch_folders(limit_mib: int) -> list[Mounted]:
+    """That part of it which lies on disk: up to `limit_mib` in each folder, and the pod's limit counts them all."""
+    folders = {"run": "/run/tritonfleet", "tmp": "/tmp", "cache": "/cache"}
+    limit = EmptyDirVolumeSourceArgs(size_limit=mebibytes(limit_mib))
+    return [_empty(name, path, limit) for name, path in folders.items()]
 
 
 def environment(*more: Mapping[str, str]) -> list[EnvVarArgs]:

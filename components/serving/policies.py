@@ -1,4 +1,4 @@
-"""What a model's pods may say to whom, on top of the namespace's default-deny, DNS and metrics."""
+"""What pods may say to whom, on top of the namespace's default-deny, DNS and metrics."""
 
 import pulumi
 from pulumi_kubernetes.meta.v1 import LabelSelectorArgs, ObjectMetaArgs
@@ -12,7 +12,7 @@ from pulumi_kubernetes.networking.v1 import (
     NetworkPolicySpecArgs,
 )
 
-from components.serving.labels import CLIENT_LABEL, ENGINE_LABEL, common_labels, leaders_of, pods_of
+from components.serving.labels import CLIENT_LABEL, common_labels, fetch_of, leaders_of, pods_of
 
 LINK_LOCAL = "169.254.0.0/16"
 """Instance metadata and the credential agents of the clouds: a pod gets its identity from its service account only."""
@@ -51,14 +51,15 @@ def client_policy(name: str, *, model: str, namespace: str, opts: pulumi.Resourc
     )
 
 
-def fetch_policy(name: str, *, engine: str, namespace: str, opts: pulumi.ResourceOptions) -> NetworkPolicy:
-    """An engine's build downloads weights by HTTPS. The Hub's content network has no fixed addresses."""
+def fetch_policy(name: str, *, checkpoint: str, namespace: str, opts: pulumi.ResourceOptions) -> NetworkPolicy:
+    """The only way out of the cluster: weights are downloaded by HTTPS. The Hub's content network has no fixed
+    addresses."""
     anywhere = NetworkPolicyPeerArgs(ip_block=IPBlockArgs(cidr="0.0.0.0/0", except_=[LINK_LOCAL]))
     return NetworkPolicy(
         name,
-        metadata=ObjectMetaArgs(name=f"engine-{engine}-fetch", namespace=namespace, labels=common_labels()),
+        metadata=ObjectMetaArgs(name=f"weights-{checkpoint}", namespace=namespace, labels=common_labels()),
         spec=NetworkPolicySpecArgs(
-            pod_selector=LabelSelectorArgs(match_labels={ENGINE_LABEL: engine}),
+            pod_selector=LabelSelectorArgs(match_labels=fetch_of(checkpoint)),
             policy_types=["Egress"],
             egress=[
                 NetworkPolicyEgressRuleArgs(to=[anywhere], ports=[NetworkPolicyPortArgs(port=443, protocol="TCP")])

@@ -10,14 +10,15 @@ from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
 
 from components.clouds.base import Cloud
 from components.platform import Platform
-from components.serving import engine_build, groups
+from components.serving import engine_build, groups, weights_fetch
 from components.serving.common import Common, config_map
 from components.serving.config_maps import repository_files, runtime_files
-from components.serving.engine_build import TOKEN_KEY, EngineBuild, EngineBuildArgs, bucket_prefix
+from components.serving.engine_build import EngineBuild, EngineBuildArgs, bucket_prefix
 from components.serving.groups import ModelGroups, ModelGroupsArgs
 from components.serving.labels import common_labels
 from components.serving.placement import room_to_surge
 from components.serving.service import endpoint
+from components.serving.weights_fetch import TOKEN_KEY, WeightsFetch, WeightsFetchArgs
 from planner.clouds import cloud_facts
 from planner.fleet import ServingPlan
 from planner.plan import FleetPlan, ModelPlan
@@ -37,7 +38,7 @@ class ServingArgs:
 
 
 class Serving(pulumi.ComponentResource):
-    """One build for each distinct engine, and one set of groups for each model.
+    """One download for each distinct source, one build for each distinct engine, one set of groups for each model.
 
     `endpoints` are the models' HTTP addresses inside the cluster, by model.
     """
@@ -70,11 +71,12 @@ class Serving(pulumi.ComponentResource):
             *common.volumes.resources,
             config_map(f"{name}-runtime", common.runtime, common, parent=self),
         ]
-        token = self._token_secret(f"{name}-hub", args.hugging_face_token, common)
+        fetches = self._fetches(name, args, common, needs)
         builds: dict[str, EngineBuild] = {}
         for model in plan.models:
             if model.engine.id in builds:
                 continue
+            folder = weights_fetch.fetched(model)
             builds[model.engine.id] = EngineBuild(
                 f"{name}-engine-{model.engine.id}",
                 EngineBuildArgs(
@@ -82,8 +84,7 @@ class Serving(pulumi.ComponentResource):
                     serving=_serving(model),
                     common=common,
                     identity=identity(engine_build.account_name(model), bucket_prefix(model)),
-                    token_secret=TOKEN_SECRET if token else None,
-                    depends_on=[*needs, *([token] if token else [])],
+                    depends_on=[*needs, *([fetches[folder].job] if folder else [])],
                 ),
                 child,
             )
@@ -108,11 +109,30 @@ class Serving(pulumi.ComponentResource):
         self.endpoints = {model.name: endpoint(model.name, namespace) for model in plan.models}
         self.register_outputs({"endpoints": self.endpoints})
 
-    def _token_secret(self, name: str, token: pulumi.Input[str] | None, common: Common) -> Secret | None:
-        if token is None:
-            return None
-        metadata = ObjectMetaArgs(name=TOKEN_SECRET, namespace=common.namespace, labels=common_labels())
-        return Secret(name, metadata=metadata, string_data={TOKEN_KEY: token}, opts=common.child(self))
+    def _fetches(
+        self, name: str, args: ServingArgs, common: Common, needs: list[pulumi.Resource]
+    ) -> dict[str, WeightsFetch]:
+        """By the checkpoint's folder: engines and models may share one."""
+        models = {folder: model for model in args.plan.models if (folder := weights_fetch.fetched(model))}
+        token: list[pulumi.Resource] = []
+        if models and args.hugging_face_token is not None:
+            metadata = ObjectMetaArgs(name=TOKEN_SECRET, namespace=common.namespace, labels=common_labels())
+            data = {TOKEN_KEY: args.hugging_face_token}
+            token = [Secret(f"{name}-hub", metadata=metadata, string_data=data, opts=common.child(self))]
+        return {
+            folder: WeightsFetch(
+                f"{name}-weights-{folder}",
+                WeightsFetchArgs(
+                    model=model,
+                    common=common,
+                    token_secret=TOKEN_SECRET if token else None,
+                    deadline_seconds=weights_fetch.deadline_seconds(args.plan.models),
+                    depends_on=[*needs, *token],
+                ),
+                pulumi.ResourceOptions(parent=self),
+            )
+            for folder, model in models.items()
+        }
 
 
 def _image(plan: FleetPlan) -> str:

@@ -1,31 +1,23 @@
-"""A stand-in for the Pulumi engine: runs a program in this process and records every resource that it registers.
+"""Runs a program as a stack, and finds what it registered: properties with their secrets unwrapped, by type and name.
 
-`run(program)` answers as after an update: every text output that a resource's class declares has a value. With
+`run(program)` answers as after an update: every output that a resource's class declares has a value. With
 `preview=True` it answers as a preview does: inputs are known, everything that a cloud computes is not.
 """
 
-import asyncio
-import contextvars
-import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast, get_args
 
 import pulumi
-from google.protobuf import empty_pb2
-from pulumi import _types  # pyright: ignore[reportPrivateUsage]
-from pulumi.runtime import mocks as pulumi_mocks
-from pulumi.runtime import rpc
-from pulumi.runtime.settings import configure
-from pulumi.runtime.stack import run_in_stack
+from pulumi import _types  # pyright: ignore[reportPrivateUsage] - the only table of a class's outputs
+
+from fleet import recorder
 
 UNKNOWN = "<unknown until update>"
 """Stands for a value that a preview does not know."""
 
 ACCOUNT = "123456789012"
-
-Computed = Callable[[str, str, dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +41,13 @@ class Registered:
     delete_before_replace: bool
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Recorded:
     """Everything that a program registered, and its stack outputs (secrets unwrapped; their names in `secrets`)."""
 
-    resources: dict[str, Registered] = field(default_factory=dict[str, Registered])
-    calls: list[str] = field(default_factory=list[str])
-    outputs: dict[str, Any] = field(default_factory=dict[str, Any])
-    secrets: frozenset[str] = frozenset()
+    resources: dict[str, Registered]
+    outputs: dict[str, Any]
+    secrets: frozenset[str]
 
     def __iter__(self) -> Iterator[Registered]:
         """All, by URN: the order of registration is not deterministic."""
@@ -75,109 +66,55 @@ class Recorded:
         return (exact or found)[0]
 
 
-def run(
-    program: Callable[[], object],
-    *,
-    preview: bool = False,
-    config: Mapping[str, str] | None = None,
-    outputs: Computed | None = None,
-) -> Recorded:
-    """Runs `program` as a stack. `config` maps `project:key` to its text; `outputs(type, name, inputs)` adds to what
-    the cloud computes. A failure in the program or in any `apply` is raised."""
-    recorded = Recorded()
-    monitor = _Monitor(recorded, preview, outputs)
-
-    def start() -> None:
-        configure(
-            pulumi_mocks.MockSettings(
-                monitor=monitor,
-                monitor_features=monitor.features(),
-                engine=pulumi_mocks.MockEngine(logging.getLogger("pulumi")),
-                project="tritonfleet",
-                stack="stack",
-                dry_run=preview,
-                organization="organization",
-                callbacks=None,
-            )
-        )
-        pulumi.runtime.set_all_config(dict(config or {}))
-
-        def body() -> None:
-            program()
-
-        asyncio.run(run_in_stack(body))
-
-    contextvars.Context().run(start)
-    return recorded
+def run(program: Callable[[], object], *, preview: bool = False) -> Recorded:
+    """Runs `program` as a stack. A failure in it or in any `apply` is raised, and so is every question to a cloud."""
+    recording = recorder.record(
+        program, project="tritonfleet", stack="stack", config={}, preview=preview, computed=_computed
+    )
+    return Recorded(
+        resources={resource.urn: _registered(resource) for resource in recording.resources},
+        outputs=_plain(recording.outputs),
+        secrets=_secrets(recording.outputs),
+    )
 
 
-class _Monitor(pulumi_mocks.MockMonitor):
-    def __init__(self, recorded: Recorded, preview: bool, outputs: Computed | None) -> None:
-        super().__init__(_Mocks(recorded, preview, outputs))
-        self._recorded = recorded
-
-    def make_urn(self, parent: str, type_: str, name: str) -> str:
-        """The engine's own way: the types of all parents but the stack, which Pulumi's mock cuts to one."""
-        if parent and "::pulumi:pulumi:Stack::" not in parent:
-            type_ = f"{parent.split('::')[2]}${type_}"
-        return f"urn:pulumi:stack::tritonfleet::{type_}::{name}"
-
-    def features(self) -> set[int]:
-        return set(cast(Any, self).GetDeploymentInfo(empty_pb2.Empty()).supportedFeatures)
-
-    def RegisterResource(self, request: Any) -> Any:
-        response = cast(Any, super()).RegisterResource(request)
-        if request.type == "pulumi:pulumi:Stack":
-            return response
-        if response.urn in self._recorded.resources:
-            raise AssertionError(f"registered twice: {response.urn}")
-        raw = rpc.deserialize_properties(request.object, keep_unknowns=True)
-        inputs = cast(dict[str, Any], _plain(raw))
-        _refuse_missing_outputs(request.type, request.name, inputs)
-        self._recorded.resources[response.urn] = Registered(
-            urn=response.urn,
-            type=request.type,
-            name=request.name,
-            inputs=inputs,
-            secrets=frozenset(key for key, value in raw.items() if rpc.is_rpc_secret(value)),
-            parent=request.parent,
-            provider=request.provider.rpartition("::")[0] or None,
-            providers={package: reference.rpartition("::")[0] for package, reference in request.providers.items()},
-            depends_on=frozenset(request.dependencies),
-            protect=request.protect,
-            retain_on_delete=request.retainOnDelete,
-            ignore_changes=tuple(request.ignoreChanges),
-            additional_secret_outputs=tuple(sorted(request.additionalSecretOutputs)),
-            delete_before_replace=request.deleteBeforeReplace,
-        )
-        return response
-
-    def RegisterResourceOutputs(self, request: Any) -> Any:
-        if "::pulumi:pulumi:Stack::" in request.urn:
-            raw = rpc.deserialize_properties(request.outputs, keep_unknowns=True)
-            self._recorded.outputs = cast(dict[str, Any], _plain(raw))
-            self._recorded.secrets = frozenset(key for key, value in raw.items() if rpc.is_rpc_secret(value))
-        return cast(Any, super()).RegisterResourceOutputs(request)
+def _registered(resource: recorder.Registered) -> Registered:
+    inputs = _plain(resource.inputs)
+    _refuse_missing_outputs(resource.type, resource.name, inputs)
+    return Registered(
+        urn=resource.urn,
+        type=resource.type,
+        name=resource.name,
+        inputs=inputs,
+        secrets=_secrets(resource.inputs),
+        parent=resource.parent,
+        provider=resource.provider,
+        providers=resource.providers,
+        depends_on=frozenset(resource.dependencies),
+        protect=resource.protect,
+        retain_on_delete=resource.retain_on_delete,
+        ignore_changes=resource.ignore_changes,
+        additional_secret_outputs=resource.additional_secret_outputs,
+        delete_before_replace=resource.delete_before_replace,
+    )
 
 
-class _Mocks(pulumi_mocks.Mocks):
-    def __init__(self, recorded: Recorded, preview: bool, outputs: Computed | None) -> None:
-        self._recorded = recorded
-        self._preview = preview
-        self._outputs = outputs
+def _computed(resource: recorder.Registered) -> dict[str, Any]:
+    """A value for every output that the resource's class declares as a text, a number, or a list of objects."""
+    kinds = cast(dict[str, Any], cast(Any, _types).resource_types(_class_of(resource.type)))
+    examples = {key: _example(kind, resource.type, resource.name, key) for key, kind in kinds.items()}
+    return {key: value for key, value in examples.items() if value is not None}
 
-    def call(self, args: pulumi_mocks.MockCallArgs) -> Any:
-        # A program that asks the cloud while planning has another plan on another day.
-        raise AssertionError(f"the program calls {args.token}")
 
-    def new_resource(self, args: pulumi_mocks.MockResourceArgs) -> tuple[str | None, dict[str, Any]]:
-        inputs = cast(dict[str, Any], args.inputs)  # pyright: ignore[reportUnknownMemberType]
-        if self._preview:
-            return "", inputs
-        kinds = cast(dict[str, object], cast(Any, _types).resource_types(_class_of(args.typ)))
-        declared = {key: _example(kind, args.typ, args.name, key) for key, kind in kinds.items() if key not in inputs}
-        computed = self._outputs(args.typ, args.name, inputs) if self._outputs else {}
-        return f"{args.name}-id", {**declared, **inputs, **computed}
+def _class_of(type_token: str) -> type[pulumi.Resource]:
+    """The loaded resource class of a type token; a component or an untyped resource has no outputs of its own."""
+    pending: list[type[pulumi.Resource]] = [pulumi.Resource]
+    while pending:
+        known = pending.pop()
+        if getattr(known, "pulumi_type", None) == type_token:
+            return known
+        pending += known.__subclasses__()
+    return pulumi.ComponentResource
 
 
 def _example(kind: Any, type_: str, name: str, key: str) -> Any:
@@ -200,17 +137,6 @@ def _text(type_: str, name: str, key: str) -> str:
     return f"arn:aws:{service}::{ACCOUNT}:{name}" if package == "aws" and key == "arn" else f"{name}-{key}"
 
 
-def _class_of(type_token: str) -> type[pulumi.Resource]:
-    """The loaded resource class of a type token; a component or an untyped resource has no outputs of its own."""
-    pending: list[type[pulumi.Resource]] = [pulumi.Resource]
-    while pending:
-        known = pending.pop()
-        if getattr(known, "pulumi_type", None) == type_token:
-            return known
-        pending += known.__subclasses__()
-    return pulumi.ComponentResource
-
-
 def _refuse_missing_outputs(type_: str, name: str, inputs: dict[str, Any]) -> None:
     """An output without a value becomes the text None inside a name or a policy, and would pass unseen."""
     if type_.startswith("kubernetes:core/v1:ConfigMap"):  # Python source
@@ -230,15 +156,26 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(item)
 
 
+def _secrets(values: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(key for key, value in values.items() if _holds_secret(value))
+
+
+def _holds_secret(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_secret, cast(dict[str, Any], value).values()))
+    if isinstance(value, list):
+        return any(map(_holds_secret, cast(list[Any], value)))
+    return isinstance(value, recorder.Secret)
+
+
 def _plain(value: Any) -> Any:
-    if rpc.is_rpc_secret(value):
-        return _plain(rpc.unwrap_rpc_secret(value))
-    if isinstance(value, pulumi.output.Unknown):
+    """Without the recorder's marks: secrets unwrapped, UNKNOWN a text."""
+    if isinstance(value, recorder.Secret):
+        return _plain(value.value)
+    if isinstance(value, recorder.Unknown):
         return UNKNOWN
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in cast(dict[str, Any], value).items()}
     if isinstance(value, list):
         return [_plain(item) for item in cast(list[Any], value)]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
     return value

@@ -34,7 +34,8 @@ class Deployed:
 
     plan: ModelPlan
     namespace: str
-    job: Object
+    fetch: Object
+    build: Object
     set: Object
     service: Object
     objects: Objects
@@ -88,7 +89,8 @@ def deploy(config: Path, claims: Mapping[str, Path], hub_token: str) -> Deployed
     return Deployed(
         plan=model,
         namespace="tritonfleet",
-        job=recorded.one("Job").inputs,
+        fetch=recorded.one("Job", "-weights-").inputs,
+        build=recorded.one("Job", "-engine-").inputs,
         set=recorded.one("LeaderWorkerSet").inputs,
         service=recorded.one("Service").inputs,
         objects=Objects(_by_name(recorded, "ConfigMap"), _secrets(recorded, hub_token), claims),

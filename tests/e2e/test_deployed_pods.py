@@ -1,6 +1,6 @@
 """What is deployed is what was tested: the very pods of the serving component, run on two hosts as a cluster runs them.
 
-The build Job's pod fetches the real model from a Hub and builds its engine; the leader and the worker serve it over two
+One Job's pod fetches the real model from a Hub, another builds its engine; the leader and the worker serve it over two
 network namespaces, each in a container of its own (tests/kubelet). Substituted are: the image, by this machine's file
 system and Python; the GPU backend, by the CPU one, which leaves GPUs and RDMA interfaces alone; the Hub's address; and
 the times for a pod's end, by shorter ones.
@@ -43,10 +43,13 @@ class World:
     folder: Path
     shared: Path
 
+    def fetch_pod(self, name: str) -> Pod:
+        """A pod of the Job that fetches the weights, on the first host."""
+        return self._pod(name, self.deployed.fetch["spec"]["template"], 0, {"HF_ENDPOINT": self.hub.url}, {})
+
     def build_pod(self, name: str) -> Pod:
-        """A pod of the build Job, on the first host."""
-        manifest = self.deployed.job["spec"]["template"]
-        return self._pod(name, manifest, 0, {"HF_ENDPOINT": self.hub.url}, {})
+        """A pod of the build Job, there too."""
+        return self._pod(name, self.deployed.build["spec"]["template"], 0, {}, {})
 
     def group(self) -> tuple[Pod, Pod]:
         """The leader on the first host, and the worker on the second."""
@@ -103,13 +106,13 @@ def container_refusal(hosts: Hosts) -> str:
 
 @pytest.fixture(scope="module")
 def built(world: World) -> None:
-    """The build Job's pod, run to its end."""
-    pod = world.build_pod("build")
-    assert pod.run_to_its_end(BUILD_SECONDS) == {"fetch": 0, "build": 0}, pod.said()
+    """Both Jobs' pods, one after the other, run to their end."""
+    for pod, container in ((world.fetch_pod("fetch"), "fetch"), (world.build_pod("build"), "build")):
+        assert pod.run_to_its_end(BUILD_SECONDS) == {container: 0}, pod.said()
 
 
 @pytest.mark.usefixtures("built")
-def test_the_build_job_fetches_the_weights_and_publishes_the_engine(world: World) -> None:
+def test_the_jobs_fetch_the_weights_and_publish_the_engine(world: World) -> None:
     engine = world.deployed.plan.engine.id
     store = EngineStore(world.shared / "store")
     assert [info.id for info in store.list()] == [engine]
@@ -120,7 +123,8 @@ def test_the_build_job_fetches_the_weights_and_publishes_the_engine(world: World
     assert {path.stat().st_uid for path in [checkpoint, *checkpoint.iterdir()]} == {POD_USER}
     # Once more, as after the loss of the node that it ran on: there is nothing left to do.
     asked = world.hub.gets.total()
-    assert world.build_pod("build-again").run_to_its_end(60) == {"fetch": 0, "build": 0}
+    assert world.fetch_pod("fetch-again").run_to_its_end(60) == {"fetch": 0}
+    assert world.build_pod("build-again").run_to_its_end(60) == {"build": 0}
     assert world.hub.gets.total() == asked
 
 

@@ -115,6 +115,16 @@ def model_values(values: Values, index: int = 0) -> Values:
     return values["models"][index]
 
 
+def build_of(recorded: Recorded) -> Registered:
+    """The Job of the only engine."""
+    return recorded.one("Job", "-engine-")
+
+
+def fetch_of(recorded: Recorded) -> Registered:
+    """The Job of the only source."""
+    return recorded.one("Job", "-weights-")
+
+
 def templates(recorded: Recorded, model: str) -> dict[str, Values]:
     """The pod templates of a model's groups: leader and worker."""
     spec = recorded.one("LeaderWorkerSet", f"serving-{model}-set").inputs["spec"]["leaderWorkerTemplate"]
@@ -133,7 +143,7 @@ def variables(one: Values) -> dict[str, str]:
 
 
 def every_template(recorded: Recorded) -> list[Values]:
-    """Every pod template of builds and groups."""
+    """Every pod template of fetches, builds and groups."""
     jobs = [job.inputs["spec"]["template"] for job in recorded.of("Job")]
     sets = [one.inputs["spec"]["leaderWorkerTemplate"] for one in recorded.of("LeaderWorkerSet")]
     return [*jobs, *(template for one in sets for template in (one["leaderTemplate"], one["workerTemplate"]))]

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pulumi
 import pytest
 
-from components.serving import config_maps, engine_build
+from components.serving import config_maps, jobs
 from components.serving.engine_build import deadline_seconds
 from planner.plan import FleetPlan
 from planner.sources import checkpoint_folder
@@ -18,8 +18,8 @@ from tests.components.serving.stacks import (
     MIG,
     SMALL,
     Values,
-    container,
-    every_template,
+    build_of,
+    fetch_of,
     model_values,
     planned,
     served,
@@ -30,7 +30,7 @@ from tests.components.world import Recorded
 
 
 def job(recorded: Recorded) -> Values:
-    return recorded.one("Job").inputs
+    return build_of(recorded).inputs
 
 
 def pod(recorded: Recorded) -> Values:
@@ -48,7 +48,7 @@ def test_models_that_share_an_engine_share_its_build() -> None:
     plan = planned(SMALL, twins)
     recorded = served(plan)
 
-    (build,) = recorded.of("Job")
+    build = build_of(recorded)
     assert build.inputs["metadata"]["name"] == f"engine-{plan.models[0].engine.id}"
     assert build.inputs["metadata"]["namespace"] == "tritonfleet"
     sets = recorded.of("LeaderWorkerSet")
@@ -60,7 +60,7 @@ def test_another_build_flag_is_another_job_beside_the_old_one() -> None:
     before = served(planned(SMALL))
     after = served(planned(SMALL, lambda values: model_values(values).update(build={"multiple_profiles": True})))
 
-    old, new = before.one("Job"), after.one("Job")
+    old, new = build_of(before), build_of(after)
     assert old.urn != new.urn
     assert old.inputs["metadata"]["name"] != new.inputs["metadata"]["name"]
 
@@ -81,7 +81,7 @@ def more_memory(plan: FleetPlan) -> FleetPlan:
 
 @pytest.mark.parametrize("change", [other_image, more_memory])
 def test_what_is_not_in_the_key_is_ignored_in_a_job_that_exists(change: Callable[[FleetPlan], FleetPlan]) -> None:
-    before, after = served(planned(SMALL)).one("Job"), served(change(planned(SMALL))).one("Job")
+    before, after = build_of(served(planned(SMALL))), build_of(served(change(planned(SMALL))))
 
     assert before.urn == after.urn
     assert before.inputs["spec"] != after.inputs["spec"], "or the change would prove nothing"
@@ -102,8 +102,9 @@ def test_a_fix_in_the_runtime_rolls_the_groups_and_leaves_builds_alone(
 
     assert before.one("ConfigMap", "serving-runtime").inputs != after.one("ConfigMap", "serving-runtime").inputs
     assert before.one("LeaderWorkerSet").inputs != after.one("LeaderWorkerSet").inputs
-    assert before.one("Job").urn == after.one("Job").urn
-    assert after.one("Job").ignore_changes == ("spec",)
+    for job_of in (build_of, fetch_of):
+        assert job_of(before).urn == job_of(after).urn
+        assert job_of(after).ignore_changes == ("spec",)
 
 
 @pytest.mark.parametrize("stack", EXAMPLES)
@@ -118,9 +119,9 @@ def test_a_build_runs_where_its_engine_will(stack: str) -> None:
         assert [(t["key"], t["value"], t["effect"]) for t in spec["tolerations"]] == [
             (taint.key, taint.value, taint.effect) for taint in pool.tolerations
         ]
-        for one in (*spec["containers"], *spec["initContainers"]):
-            assert one["resources"]["limits"][pool.gpu_resource] == str(model.serving.gpus_per_pod)
-            assert one["resources"]["requests"][pool.gpu_resource] == str(model.serving.gpus_per_pod)
+        (one,) = spec["containers"]
+        assert one["resources"]["limits"][pool.gpu_resource] == str(model.serving.gpus_per_pod)
+        assert one["resources"]["requests"][pool.gpu_resource] == str(model.serving.gpus_per_pod)
 
 
 def test_on_slices_a_build_asks_for_a_slice() -> None:
@@ -128,24 +129,21 @@ def test_on_slices_a_build_asks_for_a_slice() -> None:
     assert plan.models[0].serving
     resource = plan.models[0].serving.pool.gpu_resource
     assert resource.startswith("nvidia.com/mig-")
-    for build in recorded.of("Job"):
+    for build in recorded.of("Job", "-engine-"):
         spec = build.inputs["spec"]["template"]["spec"]
         limits = spec["containers"][0]["resources"]["limits"]
         assert [name for name in limits if name.startswith("nvidia.com/")] == [resource]
         assert spec["nodeSelector"]["nvidia.com/mig.config.state"] == "success"
 
 
-def test_weights_are_fetched_and_then_built_into_the_store() -> None:
+def test_fetched_weights_are_built_into_the_store() -> None:
     plan = planned(LARGE)
     config = plan.models[0].config
     spec = pod(served(plan))
     folder = f"/shared/checkpoints/{checkpoint_folder(config.source, config.revision or '')}"
-    (fetch,), (build,) = spec["initContainers"], spec["containers"]
+    (build,) = spec["containers"]
 
-    assert fetch["command"] == [
-        *("python3", "-m", "runtime.fetch", "--source", config.source),
-        *("--revision", config.revision, "--into", "/shared/checkpoints"),
-    ]
+    assert "initContainers" not in spec, "whatever runs here holds GPUs"
     assert build["command"] == [
         *("python3", "-m", "runtime.build", "--spec", "/opt/tritonfleet/engine.json"),
         *("--checkpoint", folder, "--store", "/shared/store"),
@@ -153,45 +151,17 @@ def test_weights_are_fetched_and_then_built_into_the_store() -> None:
     assert {"name": "shared", "persistentVolumeClaim": {"claimName": "engines-rw", "readOnly": False}} in spec[
         "volumes"
     ]
-    for one in (fetch, build):
-        assert {"name": "shared", "mountPath": "/shared", "readOnly": False} in one["volumeMounts"]
-        assert one["workingDir"] == variables(one)["PYTHONPATH"] == "/opt/tritonfleet"
-
-
-def test_the_token_is_a_file_of_the_fetch_and_nobody_elses() -> None:
-    recorded = served()
-    secret = recorded.one("Secret", "serving-hub")
-    assert secret.secrets == {"stringData"}
-    assert secret.inputs["stringData"] == {"token": "hf_secret"}
-    name = secret.inputs["metadata"]["name"]
-
-    for template in every_template(recorded):
-        holding = {v["name"] for v in template["spec"]["volumes"] if v.get("secret", {}).get("secretName") == name}
-        everyone = (*template["spec"].get("initContainers", []), *template["spec"]["containers"])
-        seers = [one["name"] for one in everyone if holding & {mount["name"] for mount in one["volumeMounts"]}]
-        assert seers == (["fetch"] if holding else [])
-        assert "hf_secret" not in repr(template)
-        assert not any("valueFrom" in variable for one in everyone for variable in one["env"])
-    fetch = container(job(recorded)["spec"]["template"], "fetch")
-    assert variables(fetch)["HF_TOKEN_PATH"] == "/etc/tritonfleet/hugging-face/token"
-    assert "HF_TOKEN_PATH" not in variables(container(job(recorded)["spec"]["template"], "build"))
-    assert secret.urn in recorded.one("Job").depends_on
-
-
-def test_without_a_token_nothing_speaks_of_one() -> None:
-    recorded = served(token=None)
-
-    assert not recorded.of("Secret", "serving-hub")
-    assert "hugging-face" not in repr(pod(recorded))
-    assert "HF_TOKEN_PATH" not in repr(pod(recorded))
+    assert {"name": "shared", "mountPath": "/shared", "readOnly": False} in build["volumeMounts"]
+    assert build["workingDir"] == variables(build)["PYTHONPATH"] == "/opt/tritonfleet"
 
 
 def test_weights_of_the_bucket_are_mounted_and_nothing_is_fetched() -> None:
     recorded = served(with_source(planned(LARGE), "bucket://llama/405b/"))
     spec = pod(recorded)
 
-    assert "initContainers" not in spec
-    assert not recorded.of("NetworkPolicy", "fetch"), "nothing leaves the cluster"
+    assert not recorded.of("Job", "-weights-")
+    assert "ipBlock" not in repr([policy.inputs for policy in recorded.of("NetworkPolicy")]), "nothing leaves"
+    assert not recorded.of("Secret", "serving-hub"), "nobody would read the token"
     assert "--checkpoint /weights" in " ".join(spec["containers"][0]["command"])
     claim = {"claimName": "llama-405b-weights", "readOnly": True}
     assert {"name": "weights", "persistentVolumeClaim": claim} in spec["volumes"]
@@ -223,25 +193,27 @@ def test_the_deadline_follows_the_weights_and_the_storage() -> None:
     slower = replace(large.serving, load_seconds=10 * large.serving.load_seconds)
 
     assert hour <= deadline_seconds(small, small.serving) < 2 * hour
-    # 812 GB: about 2 h of download alone at 100 MB/s.
-    assert 6 * hour < deadline_seconds(large, large.serving) < 24 * hour
+    # 812 GB; the download is no part of it.
+    assert 6 * hour < deadline_seconds(large, large.serving) < 12 * hour
     assert deadline_seconds(large, slower) > deadline_seconds(large, large.serving)
     assert job(served(planned(LARGE)))["spec"]["activeDeadlineSeconds"] == deadline_seconds(large, large.serving)
 
 
-def test_pulumi_waits_longer_than_the_job_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[pulumi.CustomTimeouts] = []
-    job_class = cast(Any, engine_build.Job)
+def test_pulumi_waits_longer_than_a_job_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: dict[str, pulumi.CustomTimeouts] = {}
+    job_class = cast(Any, jobs.Job)
 
-    def spy(*args: Any, opts: pulumi.ResourceOptions, **rest: Any) -> Any:
+    def spy(name: str, *args: Any, opts: pulumi.ResourceOptions, **rest: Any) -> Any:
         assert opts.custom_timeouts
-        waits.append(opts.custom_timeouts)
-        return job_class(*args, opts=opts, **rest)
+        waits[name] = opts.custom_timeouts
+        return job_class(name, *args, opts=opts, **rest)
 
-    monkeypatch.setattr(engine_build, "Job", spy)
-    deadline = job(served())["spec"]["activeDeadlineSeconds"]
+    monkeypatch.setattr(jobs, "Job", spy)
+    recorded = served()
 
-    (timeouts,) = waits
-    for wait in (timeouts.create, timeouts.update):
-        assert wait
-        assert deadline < int(wait.removesuffix("s")) < deadline + 600
+    assert waits.keys() == {fetch_of(recorded).name, build_of(recorded).name}
+    for name, timeouts in waits.items():
+        deadline = recorded.one("Job", name).inputs["spec"]["activeDeadlineSeconds"]
+        for wait in (timeouts.create, timeouts.update):
+            assert wait
+            assert deadline < int(wait.removesuffix("s")) < deadline + 600

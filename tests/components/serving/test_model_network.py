@@ -6,6 +6,7 @@ from tests.components.serving.stacks import (
     TWO_REPLICAS,
     Values,
     every_template,
+    fetch_of,
     planned,
     served,
     templates,
@@ -73,15 +74,14 @@ def test_clients_reach_leaders_for_requests_only() -> None:
     assert rule["ports"] == [{"port": 8000, "protocol": "TCP"}, {"port": 8001, "protocol": "TCP"}]
 
 
-def test_only_a_build_leaves_the_cluster_and_not_for_instance_metadata() -> None:
+def test_only_a_fetch_leaves_the_cluster_and_not_for_instance_metadata() -> None:
     recorded = served(planned(LARGE))
-    leaving = [p for p in recorded.of("NetworkPolicy") if "ipBlock" in repr(p.inputs)]
-
-    (one,) = leaving
+    (one,) = [p for p in recorded.of("NetworkPolicy") if "ipBlock" in repr(p.inputs)]
     spec = one.inputs["spec"]
-    (build,) = [t for t in every_template(recorded) if "tritonfleet.io/engine" in t["metadata"]["labels"]]
-    assert spec["podSelector"]["matchLabels"].items() <= build["metadata"]["labels"].items()
-    assert build["metadata"]["labels"]["app.kubernetes.io/name"] == "engine-build"
+    chosen = spec["podSelector"]["matchLabels"].items()
+    leaving = [t for t in every_template(recorded) if chosen <= t["metadata"]["labels"].items()]
+    assert leaving == [fetch_of(recorded).inputs["spec"]["template"]], "no pod that builds or serves"
+    assert leaving[0]["metadata"]["labels"]["app.kubernetes.io/name"] == "weights-fetch"
     assert spec["policyTypes"] == ["Egress"]
     (rule,) = spec["egress"]
     assert rule["ports"] == [{"port": 443, "protocol": "TCP"}]

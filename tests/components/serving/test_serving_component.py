@@ -15,7 +15,9 @@ from tests.components.serving.stacks import (
     LARGE,
     SMALL,
     Values,
+    build_of,
     every_template,
+    fetch_of,
     model_values,
     objects,
     planned,
@@ -71,7 +73,8 @@ def test_a_new_engine_is_built_beside_and_rolls_the_set() -> None:
     before, after = served(planned(SMALL)), served(planned(SMALL, flag))
 
     assert LEADER_WORKER_SET in changed(before, after)
-    assert before.one("Job").urn not in after.resources
+    assert build_of(before).urn not in after.resources
+    assert fetch_of(before).urn in after.resources, "the weights are the same"
     untouched = ("Service", "Secret", "RandomPassword", "PodDisruptionBudget")
     for type_ in untouched:
         assert {r.urn: r.inputs for r in before.of(type_)} == {r.urn: r.inputs for r in after.of(type_)}
@@ -141,7 +144,8 @@ def test_every_pod_is_restricted_and_without_credentials(stack: str) -> None:
 def test_service_accounts_carry_no_token_and_one_purpose() -> None:
     accounts = served().of("ServiceAccount")
 
-    assert {one.inputs["metadata"]["name"] for one in accounts} == {"llama-405b-build", "llama-405b-serve"}
+    weights = fetch_of(served()).inputs["metadata"]["name"]
+    assert {one.inputs["metadata"]["name"] for one in accounts} == {weights, "llama-405b-build", "llama-405b-serve"}
     assert all(one.inputs["automountServiceAccountToken"] is False for one in accounts)
 
 

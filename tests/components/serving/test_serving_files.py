@@ -9,7 +9,17 @@ from components.serving.groups import engine_folder
 from model_repo.render import render
 from planner.errors import PlanError
 from planner.plan import ModelPlan
-from tests.components.serving.stacks import EXAMPLES, Values, container, every_template, planned, served, templates
+from tests.components.serving.stacks import (
+    EXAMPLES,
+    Values,
+    build_of,
+    container,
+    every_template,
+    fetch_of,
+    planned,
+    served,
+    templates,
+)
 from tests.components.world import Recorded
 
 ROOT = Path(__file__).parents[3]
@@ -122,15 +132,15 @@ def test_serving_pods_see_the_runtime_and_the_whole_repository(stack: str) -> No
             assert in_container(recorded, template, "triton") == runtime | expected
 
 
-def test_builds_see_the_runtime_and_the_engine_spec() -> None:
+def test_fetches_see_the_runtime_and_builds_the_engine_spec_too() -> None:
     recorded = served()
-    template = recorded.one("Job").inputs["spec"]["template"]
-    for name in ("fetch", "build"):
-        files = in_container(recorded, template, name)
-        assert "/opt/tritonfleet/runtime/build.py" in files
-        assert "/opt/tritonfleet/runtime/fetch.py" in files
+    runtime = {f"/opt/tritonfleet/runtime/{p.name}": p.read_text() for p in (ROOT / "runtime").glob("*.py")}
+    fetching, building = (job.inputs["spec"]["template"] for job in (fetch_of(recorded), build_of(recorded)))
+    assert in_container(recorded, fetching, "fetch") == runtime
+    files = in_container(recorded, building, "build")
+    assert files.keys() == {*runtime, "/opt/tritonfleet/engine.json"}
     model = first_model(planned().models)
-    spec = in_container(recorded, template, "build")["/opt/tritonfleet/engine.json"]
+    spec = files["/opt/tritonfleet/engine.json"]
     assert spec == spec_file(model).data["engine.json"]
     assert f'"engine": "{model.engine.id}"' in spec
 

@@ -1,0 +1,132 @@
+"""Who may do what in AWS: nobody but the named service account, and nothing but the named prefix."""
+
+import json
+from typing import Any
+
+import pulumi
+import pytest
+
+from components.clouds.aws.cloud import Aws
+from tests.components.aws.stacks import build, document, site, with_pod_identity
+from tests.components.world import Recorded
+
+STACK = "aws-dev"
+ISSUER = "fleet-cluster-eks-oidcIssuer"
+
+
+def granted(kind: str, prefix: str | None = "llama/8b") -> tuple[Recorded, dict[str, Any]]:
+    """A world in which the service account serving/model may read a prefix, and the account's annotations."""
+    plan = site(STACK) if kind == "irsa" else with_pod_identity(site(STACK))
+
+    def use(cloud: Aws) -> None:
+        annotations = cloud.identity("model", namespace="serving", service_account="model", bucket_prefix=prefix)
+        pulumi.export("annotations", annotations)
+
+    recorded = build(plan, (), use)
+    return recorded, recorded.outputs["annotations"]
+
+
+def test_irsa_trusts_one_service_account_of_this_cluster() -> None:
+    recorded, annotations = granted("irsa")
+    (trust,) = document(recorded.one("Role", "fleet-model"), "assumeRolePolicy")
+
+    assert annotations == {"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:fleet-model"}
+    assert trust["Action"] == ["sts:AssumeRoleWithWebIdentity"]
+    assert trust["Principal"] == {"Federated": "fleet-cluster-eks-oidcProviderArn"}
+    assert trust["Condition"] == {
+        "StringEquals": {
+            f"{ISSUER}:aud": "sts.amazonaws.com",
+            f"{ISSUER}:sub": "system:serviceaccount:serving:model",
+        }
+    }
+    assert not recorded.of("PodIdentityAssociation")
+
+
+def test_pod_identity_associates_one_service_account_of_this_cluster() -> None:
+    recorded, annotations = granted("pod-identity")
+    (trust,) = document(recorded.one("Role", "fleet-model"), "assumeRolePolicy")
+
+    assert annotations == {}
+    assert trust["Principal"] == {"Service": "pods.eks.amazonaws.com"}
+    assert set(trust["Action"]) == {"sts:AssumeRole", "sts:TagSession"}
+    assert trust["Condition"] == {
+        "StringEquals": {
+            "aws:RequestTag/eks-cluster-name": "tritonfleet-stack",
+            "aws:RequestTag/kubernetes-namespace": "serving",
+            "aws:RequestTag/kubernetes-service-account": "model",
+        }
+    }
+    assert recorded.one("PodIdentityAssociation", "fleet-model").inputs == {
+        "clusterName": "tritonfleet-stack",
+        "namespace": "serving",
+        "serviceAccount": "model",
+        "roleArn": "arn:aws:iam::123456789012:fleet-model",
+    }
+
+
+@pytest.mark.parametrize("kind", ["irsa", "pod-identity"])
+@pytest.mark.parametrize("prefix", ["llama/8b", "llama/8b/", "/llama/8b"])
+def test_a_service_account_reads_its_prefix_and_nothing_else(kind: str, prefix: str) -> None:
+    recorded, _ = granted(kind, prefix)
+    policy = recorded.one("RolePolicy", "fleet-model")
+    objects, listing, key = document(policy)
+    bucket = "arn:aws:s3::123456789012:fleet-storage-models"
+
+    assert policy.inputs["role"] == "fleet-model-name"
+    assert (objects["Action"], objects["Resource"]) == (["s3:GetObject"], f"{bucket}/llama/8b/*")
+    assert (listing["Action"], listing["Resource"]) == (["s3:ListBucket"], bucket)
+    assert listing["Condition"] == {"StringLike": {"s3:prefix": "llama/8b/*"}}
+    assert (key["Action"], key["Resource"]) == (["kms:Decrypt"], "arn:aws:kms::123456789012:fleet-keys-data")
+    assert key["Condition"] == {"StringEquals": {"kms:ViaService": "s3.us-east-1.amazonaws.com"}}
+
+
+@pytest.mark.parametrize("kind", ["irsa", "pod-identity"])
+def test_a_service_account_without_a_prefix_gets_no_identity_at_all(kind: str) -> None:
+    recorded, annotations = granted(kind, None)
+
+    assert annotations == {}
+    assert not recorded.of("Role", "fleet-model")
+    assert not recorded.of("PodIdentityAssociation")
+
+
+@pytest.mark.parametrize("kind", ["irsa", "pod-identity"])
+def test_the_autoscaler_changes_this_clusters_groups_only(kind: str) -> None:
+    plan = site(STACK) if kind == "irsa" else with_pod_identity(site(STACK))
+    seen: list[Any] = []
+    recorded = build(plan, (), lambda cloud: seen.append(cloud.autoscaler()))
+    reads, changes, groups = document(recorded.one("RolePolicy", "fleet-autoscaler"))
+
+    assert all(action.split(":")[1].startswith(("Describe", "Get")) for action in reads["Action"])
+    assert set(changes["Action"]) == {
+        "autoscaling:SetDesiredCapacity",
+        "autoscaling:TerminateInstanceInAutoScalingGroup",
+    }
+    assert changes["Condition"] == {
+        "StringEquals": {"aws:ResourceTag/k8s.io/cluster-autoscaler/tritonfleet-stack": "owned"}
+    }
+    assert groups["Action"] == ["eks:DescribeNodegroup"]
+    assert groups["Resource"] == "arn:aws:eks:us-east-1:123456789012:nodegroup/tritonfleet-stack/*"
+    (trust,) = document(recorded.one("Role", "fleet-autoscaler"), "assumeRolePolicy")
+    assert "cluster-autoscaler" in json.dumps(trust["Condition"])
+    assert bool(seen[0].annotations) is (kind == "irsa")
+    assert len(recorded.of("PodIdentityAssociation")) == (kind == "pod-identity")
+    assert seen[0].values == {
+        "cloudProvider": "aws",
+        "awsRegion": "us-east-1",
+        "autoDiscovery": {"clusterName": "tritonfleet-stack"},
+    }
+
+
+def test_no_policy_allows_every_action_on_every_resource() -> None:
+    recorded, _ = granted("irsa")
+    policies = [*recorded.of("RolePolicy")]
+
+    assert policies
+    for policy in policies:
+        for statement in document(policy):
+            assert "*" not in statement["Action"]
+            assert statement["Resource"] != "*" or statement.get("Condition") or _reads_only(statement["Action"])
+
+
+def _reads_only(actions: list[str]) -> bool:
+    return all(action.split(":")[1].startswith(("Describe", "Get")) for action in actions)
