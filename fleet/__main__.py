@@ -3,18 +3,23 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from fleet import ask, demo, engines, plan, serve
 from planner.errors import PlanError
 from runtime.errors import Refusal
+
+COMMANDS = ("plan", "synth", "serve", "ask", "engines", "demo")
+"""Each is a module of this package."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fleet", description="TensorRT-LLM engines on Triton, as code.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (plan, serve, ask, engines, demo):
-        command.add_parser(commands)
-    args = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    # All of them together take longer to import than most take to run.
+    for name in (given[0],) if given and given[0] in COMMANDS else COMMANDS:
+        import_module(f"fleet.{name}").add_parser(commands)
+    args = parser.parse_args(given)
     try:
         return args.run(args)
     except (Refusal, PlanError) as refusal:

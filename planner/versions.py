@@ -74,6 +74,7 @@ PYTHON_PACKAGES: Final = {
     "pulumi-kubernetes": "4.34.2",
     "pulumi-random": "4.21.4",
     "pydantic": "2.14.3",
+    "pyyaml": "6.0.3",
     "ruamel.yaml": "0.19.1",
     "tritonclient": "2.73.0",
 }

@@ -1,0 +1,47 @@
+"""The Pulumi program: plan the stack, build what the plan says, export what its users need."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pulumi
+from pulumi.runtime.config import CONFIG
+
+from components.clouds import cloud_class
+from components.platform import Platform, PlatformArgs
+from components.serving import Serving, ServingArgs
+from planner.errors import PlanError, Problem
+from planner.fleet import CloudPlan
+from planner.plan import FleetPlan, plan_values
+from planner.pulumi_config import values_of
+
+
+def main() -> None:
+    plan, site = planned()
+    for warning in (warning for model in plan.models for warning in model.warnings):
+        pulumi.warn(warning)
+    cloud = cloud_class(plan.cloud)(site.name, site, plan.models)
+    platform = Platform("platform", PlatformArgs(cloud=cloud, plan=site))
+    token = pulumi.Config("tritonfleet").get_secret("hugging_face_token")
+    serving = Serving("serving", ServingArgs(cloud=cloud, platform=platform, plan=plan, hugging_face_token=token))
+    pulumi.export("endpoints", serving.endpoints)
+    pulumi.export("kubeconfig", pulumi.Output.secret(cloud.kubeconfig))
+    pulumi.export("engine_keys", {model.name: model.engine.id for model in plan.models})
+    pulumi.export("cost", asdict(site.cost))
+    pulumi.export("quotas", [asdict(quota) for quota in site.quotas])
+
+
+def planned() -> tuple[FleetPlan, CloudPlan]:
+    """The plan of the whole configuration; one that cannot be deployed ends the program with every reason."""
+    try:
+        # All of it, not key by key: a key that nobody reads is a typing slip, and has to be refused.
+        plan = plan_values(values_of(CONFIG.get()), base_dir=Path(__file__).parent / "stacks")
+        if plan.infrastructure is None:
+            fix = "`python -m fleet serve` serves it on this machine; to deploy, choose a cloud"
+            raise PlanError([Problem(key="cloud", what=plan.cloud, consequence="there is nothing to deploy", fix=fix)])
+    except PlanError as error:
+        count = len(error.problems)
+        raise pulumi.RunError(f"{count} problem{'s' if count > 1 else ''} in the stack\n{error}") from error
+    return plan, plan.infrastructure
+
+
+main()

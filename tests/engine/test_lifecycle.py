@@ -1,0 +1,103 @@
+"""The real program under the real Pulumi CLI, on a simulated cloud: from nothing to a fleet, an edit, to nothing."""
+
+import json
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fleet.synthesis import synthesize
+from planner.stack_file import read_stack_file
+from tests.engine.conftest import ROOT, Project
+
+STACK = "aws-llama-405b"
+TOKEN = "hf_only_for_this_test"
+
+
+@pytest.fixture
+def project(new_project: Callable[[str], Project]) -> Project:
+    made = new_project(STACK)
+    shutil.copy(ROOT / "__main__.py", made.folder)
+    for room in ("components", "planner", "model_repo", "runtime"):
+        shutil.copytree(ROOT / room, made.folder / room)
+    return made
+
+
+def test_from_nothing_to_a_fleet_and_back(project: Project) -> None:
+    project.pulumi("config", "set", "--secret", "tritonfleet:hugging_face_token", TOKEN)
+    planned = project.preview()
+    assert {operation for operation, _ in planned} == {"create"}
+    assert_synth_shows_the_same(project, planned)
+    assert project.events() == []
+
+    project.pulumi("up", "--yes")
+    created = project.events()
+    assert {operation for operation, _ in created} == {"create"}
+    exported = project.pulumi("stack", "export")
+    assert TOKEN not in exported
+    outputs = json.loads(project.pulumi("stack", "output", "--json"))
+    assert outputs.keys() == {"endpoints", "kubeconfig", "engine_keys", "cost", "quotas"}
+    assert outputs["kubeconfig"] == "[secret]"
+    assert project.preview() == []
+
+    project.pulumi("config", "set", "--path", "tritonfleet:pools[0].max_nodes", "5")
+    project.pulumi("config", "set", "--path", "tritonfleet:models[0].serving.replicas", "2")
+    edit = project.preview()
+    assert_only_capacity_changes(edit)
+    project.pulumi("up", "--yes")
+    assert sorted(project.events()) == sorted(edit)
+    assert project.preview() == []
+
+    assert "protected" in project.pulumi("destroy", "--yes", fails=True)
+    assert project.events() == []
+    project.pulumi("state", "unprotect", "--all", "--yes")
+    state = project.state()
+    project.pulumi("destroy", "--yes")
+    assert_dependents_went_first(state, project.events())
+    assert project.state() == []
+
+
+def assert_synth_shows_the_same(project: Project, planned: list[tuple[str, str]]) -> None:
+    values = read_stack_file(project.folder / "stacks" / f"Pulumi.{STACK}.yaml")
+    shown = {resource.urn for resource in synthesize(values, stack=STACK).recording.resources}
+    urns = {urn for _, urn in planned}
+    assert shown <= urns
+    # Besides the stack itself, the engine knows what the EKS component makes inside its provider.
+    assert all("eks:index:Cluster$" in urn or "pulumi:pulumi:Stack" in urn for urn in urns - shown)
+
+
+def assert_only_capacity_changes(edit: list[tuple[str, str]]) -> None:
+    assert {operation for operation, _ in edit} == {"update"}
+    types = {urn.split("::")[2].rpartition("$")[2] for _, urn in edit}
+    assert "kubernetes:leaderworkerset.x-k8s.io/v1:LeaderWorkerSet" in types
+    assert "aws:eks/nodeGroup:NodeGroup" in types
+    assert types <= {
+        "kubernetes:leaderworkerset.x-k8s.io/v1:LeaderWorkerSet",
+        "aws:eks/nodeGroup:NodeGroup",
+        "kubernetes:core/v1:ResourceQuota",
+    }
+
+
+def assert_dependents_went_first(state: list[dict[str, Any]], events: list[tuple[str, str]]) -> None:
+    assert {operation for operation, _ in events} == {"delete"}
+    order = {urn: index for index, (_, urn) in enumerate(events)}
+    kept = {resource["urn"] for resource in state if resource.get("retainOnDelete")}
+    assert kept, "the stack keeps its data"
+    assert not kept & order.keys()
+    for resource in state:
+        for dependency in resource.get("dependencies", []):
+            if resource["urn"] in order and dependency in order:
+                assert order[resource["urn"]] < order[dependency], f"{dependency} went before {resource['urn']}"
+
+
+def test_a_refused_stack_ends_in_one_message(project: Project) -> None:
+    project.pulumi("config", "set", "tritonfleet:modles", "[]")
+    project.pulumi("config", "set", "--path", "tritonfleet:models[0].tensor_parallel", "5")
+    said = project.pulumi("preview", fails=True)
+    assert "modles: " in said
+    assert "did you mean models?" in said
+    assert "models[0].tensor_parallel: " in said
+    assert said.count("consequence: ") == said.count("fix: ") >= 2
+    assert "Traceback" not in said
+    assert "File " not in said
