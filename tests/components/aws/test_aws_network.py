@@ -138,18 +138,14 @@ def test_flow_logs_are_complete_encrypted_and_end_some_day(world: Recorded) -> N
 
 
 def test_everything_is_in_the_one_vpc(world: Recorded) -> None:
-    inside = [resource for resource in world if "vpcId" in resource.inputs]
+    kinds = ("Cluster", "DefaultSecurityGroup", "FlowLog", "InternetGateway", "RouteTable", "Subnet", "VpcEndpoint")
+    inside = [resource for kind in (*kinds, "SecurityGroup") for resource in world.of(kind)]
 
     assert {resource.inputs["vpcId"] for resource in inside} == {"fleet-network-vpc-id"}
-    assert {resource.type.rpartition(":")[2] for resource in inside} == {
-        "Cluster",
-        "DefaultSecurityGroup",
-        "FlowLog",
-        "InternetGateway",
-        "RouteTable",
-        "SecurityGroup",
-        "Subnet",
-        "VpcEndpoint",
+    assert {resource.name for resource in world.of("SecurityGroup")} == {
+        "fleet-network-endpoints",
+        "fleet-h100-efa",
+        "fleet-storage-files",
     }
 
 

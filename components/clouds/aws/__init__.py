@@ -1,0 +1,1 @@
+"""EKS, and what it stands on: VPC, node groups, S3 with EFS or FSx for Lustre, IAM."""

@@ -1,0 +1,156 @@
+"""Claims of the serving namespace on storage that exists already: static volumes, nothing is provisioned from pods."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pulumi
+from pulumi_kubernetes.core.v1 import (
+    CSIPersistentVolumeSourceArgs,
+    ObjectReferenceArgs,
+    PersistentVolume,
+    PersistentVolumeClaim,
+    PersistentVolumeClaimSpecArgs,
+    PersistentVolumeSpecArgs,
+    VolumeResourceRequirementsArgs,
+)
+from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
+
+from components.clouds.aws.storage import SharedFiles
+from components.clouds.base import POD_USER, Volumes
+from planner.plan import ModelPlan
+
+BUCKET_SOURCE = "bucket://"
+LABELS = {"app.kubernetes.io/part-of": "tritonfleet", "app.kubernetes.io/managed-by": "pulumi"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimsArgs:
+    """`bucket` and `region` are the model bucket's; `depends_on` is what makes the namespace and the CSI drivers."""
+
+    namespace: str
+    models: Sequence[ModelPlan]
+    files: SharedFiles
+    bucket: pulumi.Input[str]
+    region: str
+    depends_on: Sequence[pulumi.Input[pulumi.Resource]]
+
+
+class Claims(pulumi.ComponentResource):
+    """The shared file system twice, for writing and for reading, and every prefix of the bucket that a model names."""
+
+    volumes: Volumes
+
+    def __init__(self, name: str, args: ClaimsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("tritonfleet:clouds:AwsClaims", name, None, opts)
+        self._args = args
+        self._claims: list[pulumi.Resource] = []
+        files = args.files
+        self._volume(
+            "engines",
+            CSIPersistentVolumeSourceArgs(
+                driver=files.driver,
+                volume_handle=files.handle,
+                volume_attributes=files.attributes,
+                # The kubelet hands a volume to the pod's group (CSI's ReadWriteOnceWithFSType) when it has a type and
+                # ReadWriteOnce among its modes. The driver is asked for the first, the one it knows for many nodes.
+                fs_type="lustre" if files.group_from_pod else None,
+            ),
+            modes=["ReadWriteMany", "ReadWriteOnce"] if files.group_from_pod else ["ReadWriteMany"],
+            mount_options=list(files.mount_options),
+            capacity=files.capacity,
+        )
+        self._volume(
+            "engines-readonly",
+            CSIPersistentVolumeSourceArgs(
+                driver=files.driver,
+                volume_handle=files.handle,
+                volume_attributes=files.attributes,
+                read_only=True,
+            ),
+            # Of all ways to say read-only this is the one that reaches the mount, whatever the pod says.
+            mount_options=["ro", *files.mount_options],
+            modes=["ReadWriteMany"],
+            capacity=files.capacity,
+        )
+        weights: dict[str, str] = {}
+        for model in args.models:
+            prefix = bucket_prefix(model)
+            if prefix is not None:
+                weights[model.name] = f"weights-{model.name}"
+                self._bucket_volume(weights[model.name], prefix)
+        self.volumes = Volumes(
+            engines_rw="engines", engines_ro="engines-readonly", weights=weights, resources=self._claims
+        )
+        self.register_outputs({})
+
+    def _bucket_volume(self, name: str, prefix: str) -> None:
+        """A prefix as files. The mount uses the rights of the pod's service account, not of the node or the driver."""
+        region = self._args.region
+        self._volume(
+            name,
+            CSIPersistentVolumeSourceArgs(
+                driver="s3.csi.aws.com",
+                volume_handle=f"{self._args.namespace}-{name}",
+                # The region is given because the driver would ask the node's metadata, which pods cannot reach.
+                volume_attributes={
+                    "bucketName": self._args.bucket,
+                    "authenticationSource": "pod",
+                    "stsRegion": region,
+                },
+                read_only=True,
+            ),
+            modes=["ReadOnlyMany"],
+            mount_options=[
+                "read-only",
+                "allow-other",
+                f"uid={POD_USER}",
+                f"gid={POD_USER}",
+                f"region {region}",
+                f"prefix {prefix}/",
+            ],
+            capacity="1Ti",
+        )
+
+    def _volume(
+        self,
+        name: str,
+        source: CSIPersistentVolumeSourceArgs,
+        *,
+        modes: list[str],
+        mount_options: list[str],
+        capacity: str,
+    ) -> None:
+        namespace = self._args.namespace
+        volume = PersistentVolume(
+            f"{namespace}-{name}",
+            metadata=ObjectMetaArgs(name=f"{namespace}-{name}", labels=LABELS),
+            spec=PersistentVolumeSpecArgs(
+                capacity={"storage": capacity},
+                access_modes=modes,
+                csi=source,
+                mount_options=mount_options or None,
+                # No class provisioned it, and nobody else may claim it.
+                storage_class_name="",
+                claim_ref=ObjectReferenceArgs(namespace=namespace, name=name),
+                persistent_volume_reclaim_policy="Retain",
+            ),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=self._args.depends_on),
+        )
+        claim = PersistentVolumeClaim(
+            f"{namespace}-{name}",
+            metadata=ObjectMetaArgs(name=name, namespace=namespace, labels=LABELS),
+            spec=PersistentVolumeClaimSpecArgs(
+                access_modes=modes[:1],
+                storage_class_name="",
+                volume_name=f"{namespace}-{name}",
+                resources=VolumeResourceRequirementsArgs(requests={"storage": capacity}),
+            ),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[volume]),
+        )
+        self._claims.append(claim)
+
+
+def bucket_prefix(model: ModelPlan) -> str | None:
+    """Where in the model bucket a model's weights lie; None when they come from elsewhere."""
+    source = model.config.source
+    return source.removeprefix(BUCKET_SOURCE).strip("/") if source.startswith(BUCKET_SOURCE) else None
