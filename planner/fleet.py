@@ -22,6 +22,7 @@ class NetworkPlan:
 
     cidr: str
     service_cidr: str
+    peered_cidrs: tuple[str, ...]
     subnets: tuple[SubnetPlan, ...]
     nat_per_zone: bool
     existing_id: str | None

@@ -42,6 +42,7 @@ def plan_network(
     plan = NetworkPlan(
         cidr=config.cidr,
         service_cidr=config.service_cidr,
+        peered_cidrs=config.peered_cidrs,
         subnets=tuple(
             _subnets(config.cidr, zone)
             if config.existing is None

@@ -16,6 +16,8 @@ KNOWN_MODELS = Path(__file__).parent / "known_models"
 MAX_CONFIG_BYTES = 8 << 20
 SAMPLE_BYTES = 1 << 20
 
+BUCKET = "bucket://"
+
 _COST = "the model's dimensions are unknown; neither memory nor sharding can be computed"
 
 
@@ -82,6 +84,11 @@ def fingerprint(model: ModelConfig, base_dir: Path) -> str | None:
 def checkpoint_folder(source: str, revision: str) -> str:
     """The folder that `runtime.fetch` makes for a source's weights, below the one of all fetched checkpoints."""
     return hashlib.sha256(f"{source}@{revision}".encode()).hexdigest()[:16]
+
+
+def bucket_prefix(source: str) -> str | None:
+    """Where in the stack's model bucket the weights lie; None when they come from elsewhere."""
+    return source.removeprefix(BUCKET).strip("/") if source.startswith(BUCKET) else None
 
 
 @cache

@@ -18,8 +18,7 @@ from components.serving.config_maps import SPEC_FILE, spec_file
 from components.serving.labels import BUILDER, ENGINE_LABEL, NAME_LABEL, common_labels
 from planner.fleet import ServingPlan
 from planner.plan import ModelPlan
-
-BUCKET = "bucket://"
+from planner.sources import bucket_prefix
 
 # Allowances, not measurements; a build that is done ends by itself, so they only bound one that is stuck.
 _COMPILE_SECONDS_PER_GB = 20
@@ -66,13 +65,7 @@ def account_name(model: ModelPlan) -> str:
 
 def checkpoint_path(model: ModelPlan) -> str:
     """Where a pod finds the weights that the engine is built from."""
-    return weights_fetch.checkpoint_path(model) if bucket_prefix(model) is None else pods.WEIGHTS
-
-
-def bucket_prefix(model: ModelPlan) -> str | None:
-    """The part of the stack's bucket that holds the model's weights."""
-    source = model.config.source
-    return source.removeprefix(BUCKET).strip("/") if source.startswith(BUCKET) else None
+    return weights_fetch.checkpoint_path(model) if bucket_prefix(model.config.source) is None else pods.WEIGHTS
 
 
 def deadline_seconds(model: ModelPlan, serving: ServingPlan) -> int:
@@ -91,7 +84,7 @@ def _job(args: EngineBuildArgs) -> jobs.OnceArgs:
         pods.claim("shared", common.volumes.engines_rw, pods.SHARED, read_only=False),
         *pods.scratch(serving),
     ]
-    if bucket_prefix(model) is not None:
+    if bucket_prefix(model.config.source) is not None:
         parts.append(pods.claim("weights", common.volumes.weights[model.name], pods.WEIGHTS, read_only=True))
     command = ["python3", "-m", "runtime.build", "--spec", f"{pods.ROOT}/{SPEC_FILE}"]
     return jobs.OnceArgs(

@@ -26,13 +26,13 @@ from pulumi_random import RandomPassword
 from components.serving import pods
 from components.serving.common import Common, config_map, service_account
 from components.serving.config_maps import Files
-from components.serving.engine_build import bucket_prefix
 from components.serving.labels import common_labels, pods_of, set_name
 from components.serving.placement import placement
 from components.serving.policies import client_policy, rank_policy
 from components.serving.service import PORTS, disruption_budget, model_service
 from planner.fleet import ServingPlan
 from planner.plan import ModelPlan
+from planner.sources import bucket_prefix
 
 TOKEN_FOLDER = "/etc/tritonfleet/token"
 TOKEN_KEY = "token"
@@ -114,7 +114,7 @@ def engine_folder(model: ModelPlan) -> str:
 
 def loads_bucket(model: ModelPlan) -> bool:
     """Whether serving pods read the bucket: the LLM API loads the checkpoint itself, all others their engine alone."""
-    return model.config.backend == "pytorch" and bucket_prefix(model) is not None
+    return model.config.backend == "pytorch" and bucket_prefix(model.config.source) is not None
 
 
 def token_name(model: str) -> str:

@@ -13,7 +13,7 @@ from components.platform import Platform
 from components.serving import engine_build, groups, weights_fetch
 from components.serving.common import Common, config_map
 from components.serving.config_maps import repository_files, runtime_files
-from components.serving.engine_build import EngineBuild, EngineBuildArgs, bucket_prefix
+from components.serving.engine_build import EngineBuild, EngineBuildArgs
 from components.serving.groups import ModelGroups, ModelGroupsArgs
 from components.serving.labels import common_labels
 from components.serving.placement import room_to_surge
@@ -22,6 +22,7 @@ from components.serving.weights_fetch import TOKEN_KEY, WeightsFetch, WeightsFet
 from planner.clouds import cloud_facts
 from planner.fleet import ServingPlan
 from planner.plan import FleetPlan, ModelPlan
+from planner.sources import bucket_prefix
 from planner.versions import TRITON_IMAGE
 
 TOKEN_SECRET = "hugging-face-token"
@@ -83,7 +84,7 @@ class Serving(pulumi.ComponentResource):
                     model=model,
                     serving=_serving(model),
                     common=common,
-                    identity=identity(engine_build.account_name(model), bucket_prefix(model)),
+                    identity=identity(engine_build.account_name(model), bucket_prefix(model.config.source)),
                     depends_on=[*needs, *([fetches[folder].job] if folder else [])],
                 ),
                 child,
@@ -96,7 +97,8 @@ class Serving(pulumi.ComponentResource):
                     serving=_serving(model),
                     common=common,
                     identity=identity(
-                        groups.account_name(model.name), bucket_prefix(model) if groups.loads_bucket(model) else None
+                        groups.account_name(model.name),
+                        bucket_prefix(model.config.source) if groups.loads_bucket(model) else None,
                     ),
                     rdma_environment=cloud_facts(plan.cloud).rdma_environment,
                     repository=repository_files(model, groups.engine_folder(model)),

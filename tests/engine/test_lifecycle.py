@@ -37,7 +37,7 @@ def test_from_nothing_to_a_fleet_and_back(project: Project) -> None:
     exported = project.pulumi("stack", "export")
     assert TOKEN not in exported
     outputs = json.loads(project.pulumi("stack", "output", "--json"))
-    assert outputs.keys() == {"endpoints", "kubeconfig", "engine_keys", "cost", "quotas"}
+    assert outputs.keys() == {"endpoints", "bucket", "kubeconfig", "engine_keys", "cost", "quotas"}
     assert outputs["kubeconfig"] == "[secret]"
     assert project.preview() == []
 

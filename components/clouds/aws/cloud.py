@@ -17,12 +17,13 @@ from components.clouds.aws.network import Network, NetworkArgs, NetworkIds, exis
 from components.clouds.aws.pools import GpuPool, NodesArgs, SystemNodes, scaling_group_pattern
 from components.clouds.aws.pull_through import pull_through_caches
 from components.clouds.aws.storage import Storage, StorageArgs
-from components.clouds.aws.volumes import Claims, ClaimsArgs, bucket_prefix
+from components.clouds.aws.volumes import Claims, ClaimsArgs
 from components.clouds.base import AutoscalerAccess, Cloud, Volumes
 from components.platform.charts import ChartValues, gpu_node_tolerations
 from planner.fleet import CloudPlan
 from planner.plan import ModelPlan
 from planner.pools import POOL_LABEL
+from planner.sources import bucket_prefix as prefix_of
 
 NODE_POLICIES = ("AmazonEKSWorkerNodePolicy", "AmazonEC2ContainerRegistryPullOnly")
 """All that a node itself may do: find itself, join, pull images. Pods and the CNI have roles of their own."""
@@ -188,7 +189,7 @@ class Aws(Cloud):
         All three run on tainted nodes by default.
         """
         kinds = [_CSI_DRIVERS[self._plan.storage.kind]]
-        if any(bucket_prefix(model) is not None for model in models):
+        if any(prefix_of(model.config.source) is not None for model in models):
             kinds.append("aws-mountpoint-s3-csi-driver")
         return [
             add_on(f"{self._prefix}-{kind.removeprefix('aws-')}", kind, self._cluster, parent=self, depends_on=[system])

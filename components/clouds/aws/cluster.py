@@ -86,16 +86,17 @@ class Cluster(pulumi.ComponentResource):
             issuer=self.resource.oidc_issuer,
         )
         # The private endpoint answers only whom this group admits: by default nodes, and nobody who deploys.
-        aws.vpc.SecurityGroupIngressRule(
-            f"{name}-api",
-            security_group_id=self.security_group_id,
-            description="Kubernetes API from inside the VPC",
-            cidr_ipv4=plan.network.cidr,
-            ip_protocol="tcp",
-            from_port=443,
-            to_port=443,
-            opts=child,
-        )
+        for cidr in (plan.network.cidr, *plan.network.peered_cidrs):
+            aws.vpc.SecurityGroupIngressRule(
+                f"{name}-api-{cidr}",
+                security_group_id=self.security_group_id,
+                description="Kubernetes API from the VPC and the networks peered with it",
+                cidr_ipv4=cidr,
+                ip_protocol="tcp",
+                from_port=443,
+                to_port=443,
+                opts=child,
+            )
         self.before_nodes = self._network_add_ons(name, plan)
         self.register_outputs({"cluster_name": args.cluster_name})
 

@@ -11,7 +11,7 @@ from pulumi_aws.ec2 import LaunchTemplateNetworkInterfaceArgs as NetworkInterfac
 from pulumi_aws.eks.outputs import NodeGroupResource
 
 from components.clouds.aws.network import NetworkIds
-from components.clouds.aws.user_data import user_data, uses_local_disks
+from components.clouds.aws.user_data import system_user_data, user_data, uses_local_disks
 from planner.cloud_config import CapacityType
 from planner.fleet import CloudPlan, NodeGroupPlan, PoolPlan
 from planner.pools import MIG_STATE_LABEL
@@ -19,7 +19,9 @@ from planner.pools import MIG_STATE_LABEL
 TEMPLATE_TAG = "k8s.io/cluster-autoscaler/node-template/"
 """Tags of an Auto Scaling group from which the autoscaler knows a node that does not exist yet."""
 
-SYSTEM_DISK_GIB = 50
+SYSTEM_DISK_GIB = 100
+"""Holds Triton's image twice, packed and unpacked: the Job that downloads weights runs in it."""
+
 _CAPACITY: dict[CapacityType, str] = {"spot": "SPOT", "on-demand": "ON_DEMAND", "reserved": "CAPACITY_BLOCK"}
 
 
@@ -47,6 +49,7 @@ class SystemNodes(pulumi.ComponentResource):
             name,
             block_device_mappings=[_root_disk(SYSTEM_DISK_GIB)],
             metadata_options=_metadata(),
+            user_data=_encoded(system_user_data(args.plan.storage)),
             tag_specifications=_tags(args.cluster_name, "system"),
             opts=pulumi.ResourceOptions(parent=self),
         )
@@ -140,14 +143,13 @@ class GpuPool(pulumi.ComponentResource):
             if not reserved:
                 near = aws.ec2.PlacementGroup(name, strategy="cluster", opts=child)
                 placement = aws.ec2.LaunchTemplatePlacementArgs(group_name=near.name)
-        script = user_data(pool, group, args.plan.storage)
         return aws.ec2.LaunchTemplate(
             name,
             block_device_mappings=[_root_disk(pool.disk_gib)],
             metadata_options=_metadata(),
             network_interfaces=interfaces,
             placement=placement,
-            user_data=base64.b64encode(script.encode()).decode() if script else None,
+            user_data=_encoded(user_data(pool, group, args.plan.storage)),
             instance_type=group.instance_types[0] if reserved else None,
             instance_market_options=aws.ec2.LaunchTemplateInstanceMarketOptionsArgs(market_type="capacity-block")
             if reserved
@@ -261,6 +263,10 @@ def _root_disk(gib: int) -> aws.ec2.LaunchTemplateBlockDeviceMappingArgs:
             volume_size=gib, volume_type="gp3", encrypted="true", delete_on_termination="true"
         ),
     )
+
+
+def _encoded(script: str | None) -> str | None:
+    return base64.b64encode(script.encode()).decode() if script else None
 
 
 def _metadata() -> aws.ec2.LaunchTemplateMetadataOptionsArgs:

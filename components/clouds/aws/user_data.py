@@ -14,13 +14,23 @@ _BOUNDARY = "TRITONFLEET"
 
 def user_data(pool: PoolPlan, group: NodeGroupPlan, storage: StoragePlan) -> str | None:
     """The MIME document of a node group's nodes; None where the image does all that is needed."""
-    parts = [*_node_config(pool, storage), *_script(pool, group, storage)]
-    if not parts:
-        return None
+    parts = list(_node_config(pool, storage))
+    if steps := list(_steps(pool, group, storage)):
+        parts.append(_shell(steps))
+    return _document(parts) if parts else None
+
+
+def _document(parts: Sequence[tuple[str, str]]) -> str:
     lines = ["MIME-Version: 1.0", f'Content-Type: multipart/mixed; boundary="{_BOUNDARY}"', ""]
     for kind, text in parts:
         lines += [f"--{_BOUNDARY}", f"Content-Type: {kind}", "", text]
     return "\n".join([*lines, f"--{_BOUNDARY}--", ""])
+
+
+def system_user_data(storage: StoragePlan) -> str | None:
+    """The same for the nodes without GPUs: the Job that downloads weights writes them to the shared file system."""
+    steps = list(_lustre_client(storage))
+    return _document([_shell(steps)]) if steps else None
 
 
 def uses_local_disks(pool: PoolPlan, storage: StoragePlan) -> bool:
@@ -34,10 +44,8 @@ def _node_config(pool: PoolPlan, storage: StoragePlan) -> Iterator[tuple[str, st
         yield "application/node.eks.aws", _NODE_CONFIG + "  instance:\n    localStorage:\n      strategy: RAID0\n"
 
 
-def _script(pool: PoolPlan, group: NodeGroupPlan, storage: StoragePlan) -> Iterator[tuple[str, str]]:
-    steps = list(_steps(pool, group, storage))
-    if steps:
-        yield 'text/x-shellscript; charset="us-ascii"', "\n".join(["#!/bin/bash", "set -euo pipefail", *steps, ""])
+def _shell(steps: Sequence[str]) -> tuple[str, str]:
+    return 'text/x-shellscript; charset="us-ascii"', "\n".join(["#!/bin/bash", "set -euo pipefail", *steps, ""])
 
 
 def _steps(pool: PoolPlan, group: NodeGroupPlan, storage: StoragePlan) -> Iterator[str]:
@@ -58,6 +66,10 @@ def _steps(pool: PoolPlan, group: NodeGroupPlan, storage: StoragePlan) -> Iterat
         taints = _flag([*group.taints, *group.startup_taints])
         config = f"{_NODE_CONFIG}  kubelet:\n    flags:\n      - --register-with-taints={taints}"
         yield _file("/etc/eks/nodeadm.d/90-startup-taints.yaml", config.splitlines())
+    yield from _lustre_client(storage)
+
+
+def _lustre_client(storage: StoragePlan) -> Iterator[str]:
     if storage.kind == "lustre":
         # Not in the image. Last, and without an end to the node where it fails: only mounts would then.
         yield "for attempt in 1 2 3 4 5; do dnf install -y lustre-client && break; sleep 10; done"

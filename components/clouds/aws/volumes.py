@@ -18,8 +18,8 @@ from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
 from components.clouds.aws.storage import SharedFiles
 from components.clouds.base import POD_USER, Volumes
 from planner.plan import ModelPlan
+from planner.sources import bucket_prefix
 
-BUCKET_SOURCE = "bucket://"
 LABELS = {"app.kubernetes.io/part-of": "tritonfleet", "app.kubernetes.io/managed-by": "pulumi"}
 
 
@@ -74,7 +74,7 @@ class Claims(pulumi.ComponentResource):
         )
         weights: dict[str, str] = {}
         for model in args.models:
-            prefix = bucket_prefix(model)
+            prefix = bucket_prefix(model.config.source)
             if prefix is not None:
                 weights[model.name] = f"weights-{model.name}"
                 self._bucket_volume(weights[model.name], prefix)
@@ -148,9 +148,3 @@ class Claims(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(parent=self, depends_on=[volume]),
         )
         self._claims.append(claim)
-
-
-def bucket_prefix(model: ModelPlan) -> str | None:
-    """Where in the model bucket a model's weights lie; None when they come from elsewhere."""
-    source = model.config.source
-    return source.removeprefix(BUCKET_SOURCE).strip("/") if source.startswith(BUCKET_SOURCE) else None

@@ -65,6 +65,14 @@ def test_without_ranges_the_api_is_reached_from_inside_only() -> None:
     assert rule["ipProtocol"] == "tcp"
 
 
+def test_peered_networks_reach_the_private_api() -> None:
+    plan = site(STACK)
+    peered = replace(plan, network=replace(plan.network, peered_cidrs=("10.99.0.0/16",)))
+    rules = build(peered).of("SecurityGroupIngressRule", "cluster-api")
+    assert {rule.inputs["cidrIpv4"] for rule in rules} == {plan.network.cidr, "10.99.0.0/16"}
+    assert {(rule.inputs["fromPort"], rule.inputs["toPort"]) for rule in rules} == {(443, 443)}
+
+
 def test_administrators_come_by_access_entries_and_no_config_map(world: Recorded) -> None:
     cluster = world.one("eks:index:Cluster").inputs
     (entry,) = cluster["accessEntries"].values()

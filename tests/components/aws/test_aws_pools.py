@@ -73,7 +73,7 @@ def test_disks_are_encrypted_and_pods_cannot_take_the_nodes_credentials(stack: s
         (disk,) = template.inputs["blockDeviceMappings"]
         assert disk["deviceName"] == "/dev/xvda"
         assert disk["ebs"] == {
-            "volumeSize": disks.get(template.name, 50),
+            "volumeSize": disks.get(template.name, 100),
             "volumeType": "gp3",
             "encrypted": "true",
             "deleteOnTermination": "true",

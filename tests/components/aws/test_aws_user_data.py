@@ -118,6 +118,12 @@ def test_nodes_get_the_client_of_the_file_system_that_they_mount() -> None:
     assert "lustre-client" not in first("aws-dev")
 
 
+def test_system_nodes_get_it_too_for_the_job_that_downloads_weights() -> None:
+    template = built("aws-llama-405b").one("LaunchTemplate", "system")
+    assert "dnf install -y lustre-client" in parts(script(template))["text/x-shellscript"]
+    assert "userData" not in built("aws-llama-70b").one("LaunchTemplate", "system").inputs
+
+
 @pytest.mark.parametrize("stack", EXAMPLES)
 def test_scripts_are_sound_shell(stack: str) -> None:
     for pool, group, storage in nodes(stack):
