@@ -11,7 +11,13 @@ from planner.plan import FleetPlan
 def print_infrastructure(plan: FleetPlan, cloud: CloudPlan, console: Console) -> None:
     """Print it as tables; money is of GPU nodes alone, and every estimate says so."""
     console.print(f"\n{cloud.name} {cloud.region}: {', '.join(subnet.zone for subnet in cloud.network.subnets)}")
-    groups = Table(title="Node groups, in the order they are tried", title_justify="left", box=box.SIMPLE_HEAD)
+    groups = Table(
+        title="Node groups, in the order they are tried",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for column in ("group", "instance\ntypes", "zones", "nodes\nmin-max", "of a node", "nodes\nplanned", "USD/h"):
         groups.add_column(column, no_wrap=True)
     prices = {line.node_group: line for line in cloud.cost.lines}

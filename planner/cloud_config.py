@@ -41,7 +41,7 @@ class NetworkConfig(Strict):
     )
     zones: Annotated[tuple[str, ...], Field(strict=False, min_length=2, max_length=6)] = Field(
         description="Zone ids (`use1-az1`), which mean the same place in every account; names (`us-east-1a`) do not. "
-        "Adding one later moves no subnet."
+        "Adding one later moves no subnet, but replaces node groups that have no zones of their own."
     )
     nat_per_zone: bool = Field(
         default=False,
@@ -60,7 +60,7 @@ class ClusterConfig(Strict):
         default=(), description="Public ranges that may reach the Kubernetes API; none: only the network itself."
     )
     administrators: Texts = Field(
-        default=(), description="Who may administer the cluster (AWS: ARNs of IAM roles or users)."
+        default=(), description="Who else than its maker may administer the cluster (AWS: ARNs of IAM roles or users)."
     )
     system_instance_type: str = Field(
         default="m7i.large",
@@ -116,6 +116,13 @@ class StorageConfig(Strict):
 
     shared: Literal["nfs", "lustre"] = Field(
         default="nfs", description="The file system that every pod of a model mounts (AWS: EFS, or FSx for Lustre)."
+    )
+    zone: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="Zone id of the Lustre file system; default: the first of the pools' zones by name. Another zone "
+        "is another file system.",
     )
     lustre_capacity_gib: int = Field(
         default=7200,

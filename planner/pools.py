@@ -184,7 +184,6 @@ def _alike(types: Sequence[InstanceType]) -> Iterator[Finding]:
         for what, mine, theirs in (
             ("GPU", first.gpu, other.gpu),
             ("GPUs per node", first.gpu_count, other.gpu_count),
-            ("RDMA interfaces", first.rdma_interfaces, other.rdma_interfaces),
         ):
             if mine != theirs:
                 text = f"{first.name} has {mine} and {other.name} has {theirs} as {what}"

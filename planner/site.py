@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,10 +47,9 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
     landed = {
         index: checked[model.config.pool or ""] for index, model in models.items() if model.config.pool in checked
     }
-    pools = {
-        name: plan_pool(pool, cloud, rdma=any(landed[i] is pool and models[i].nodes > 1 for i in landed))
-        for name, pool in checked.items()
-    }
+    spanning = {landed[index].config.name for index in landed if models[index].nodes > 1}
+    pools = {name: plan_pool(pool, cloud, rdma=name in spanning) for name, pool in checked.items()}
+    problems += _unlike_networks(parsed, checked, spanning)
     plans: dict[int, ServingPlan] = {}
     warnings: dict[int, tuple[str, ...]] = {}
     for index, pool in landed.items():
@@ -76,10 +75,9 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
     problems += _too_small(parsed, wanted)
     if network is not None:
         problems += address_problems(network, tuple(pools.values()), config.cloud)
-    if problems or network is None or config.region is None:
+    if problems or parsed.problems or network is None or config.region is None:
         return None, problems
     in_order = tuple(pools.values())
-    zone = next((pool.zones[0] for pool in landed.values()), network.subnets[0].zone)
     plan = CloudPlan(
         name=config.cloud,
         region=config.region,
@@ -90,7 +88,8 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
             kind=config.storage.shared,
             capacity_gib=config.storage.lustre_capacity_gib,
             throughput_mb_s_per_tib=config.storage.lustre_throughput_mb_s_per_tib,
-            zone=zone,
+            # By name, not by place in the file: another order must not move the file system.
+            zone=config.storage.zone or min(zone for pool in checked.values() for zone in pool.zones),
             node_cache=config.storage.node_cache,
             keep_data=config.storage.keep_data,
         ),
@@ -126,7 +125,7 @@ def _checked_pools(
 
 
 def _settings(config: SiteConfig, cloud: CloudFacts) -> list[Problem]:
-    found = [*_region(config), *_access(config), *_lustre(config, cloud)]
+    found = [*_region(config), *_access(config), *_lustre(config, cloud), *_storage_zone(config)]
     return [Problem(key=key, what=what, consequence=cost, fix=fix) for key, what, cost, fix in found]
 
 
@@ -175,6 +174,14 @@ def _lustre(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
         yield "storage.lustre_capacity_gib", what, "the file system would be refused", f"give {above}"
 
 
+def _storage_zone(config: SiteConfig) -> Iterator[Finding]:
+    zones = config.network.zones if config.network else ()
+    if config.storage.zone is not None and zones and config.storage.zone not in zones:
+        fix = did_you_mean(config.storage.zone, zones, f"give one of {', '.join(zones)}")
+        what = f"{shown(config.storage.zone)} is not a zone of the network"
+        yield "storage.zone", what, "the file system would have no subnet", fix
+
+
 def _sources(models: Mapping[int, "ModelPlan"]) -> list[Problem]:
     return [
         Problem(
@@ -212,6 +219,23 @@ def _slow_storage(
 
 def _demands(pool: PoolPlan, plans: Mapping[int, ServingPlan]) -> Sequence[tuple[int, int]]:
     return [(plan.replicas * plan.group_size, plan.gpus_per_pod) for plan in plans.values() if plan.pool is pool]
+
+
+def _unlike_networks(
+    parsed: ParsedStack, checked: Mapping[str, CheckedPool], spanning: Collection[str]
+) -> list[Problem]:
+    # One launch template lays out the interfaces of all instance types; only groups over several nodes need any.
+    counts = {name: {type_.name: type_.rdma_interfaces for type_ in checked[name].instances} for name in spanning}
+    return [
+        Problem(
+            key=f"pools[{index}].instance_types",
+            what=", ".join(f"{name} has {count} RDMA interfaces" for name, count in counts[pool.name].items()),
+            consequence="the pods of a group over several nodes are equal, and could not ask for the same number",
+            fix="give types with as many interfaces, or make a pool for each",
+        )
+        for index, pool in parsed.pools.items()
+        if len(set(counts.get(pool.name, {}).values())) > 1
+    ]
 
 
 def _too_small(parsed: ParsedStack, wanted: Mapping[str, int]) -> list[Problem]:

@@ -14,8 +14,8 @@ from pulumi_kubernetes.networking.v1 import (
 
 from components.serving.labels import CLIENT_LABEL, common_labels, fetch_of, leaders_of, pods_of
 
-LINK_LOCAL = "169.254.0.0/16"
-"""Instance metadata and the credential agents of the clouds: a pod gets its identity from its service account only."""
+NOT_INTERNET = ("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16")
+"""Private networks, which clusters and their services lie in, and link-local: instance metadata, credential agents."""
 
 
 def rank_policy(name: str, *, model: str, namespace: str, opts: pulumi.ResourceOptions) -> NetworkPolicy:
@@ -52,9 +52,9 @@ def client_policy(name: str, *, model: str, namespace: str, opts: pulumi.Resourc
 
 
 def fetch_policy(name: str, *, checkpoint: str, namespace: str, opts: pulumi.ResourceOptions) -> NetworkPolicy:
-    """The only way out of the cluster: weights are downloaded by HTTPS. The Hub's content network has no fixed
-    addresses."""
-    anywhere = NetworkPolicyPeerArgs(ip_block=IPBlockArgs(cidr="0.0.0.0/0", except_=[LINK_LOCAL]))
+    """The only way out of the cluster: weights come by HTTPS, from content networks without fixed addresses. It leads
+    neither to nodes nor to the Kubernetes API nor to the instance's metadata."""
+    anywhere = NetworkPolicyPeerArgs(ip_block=IPBlockArgs(cidr="0.0.0.0/0", except_=list(NOT_INTERNET)))
     return NetworkPolicy(
         name,
         metadata=ObjectMetaArgs(name=f"weights-{checkpoint}", namespace=namespace, labels=common_labels()),

@@ -118,6 +118,28 @@ def test_405b_is_two_whole_nodes_over_efa() -> None:
     assert groups[0].labels["k8s.amazonaws.com/accelerator"] == "h100-80gb"
 
 
+def test_a_pool_of_several_types_has_interfaces_only_where_all_have_as_many() -> None:
+    def two_types(stack: dict[str, Any]) -> None:
+        stack["pools"][0] |= {"instance_types": ["g6e.12xlarge", "g6e.24xlarge"], "zones": ["use1-az4"], "max_nodes": 4}
+        stack["models"][0] |= {"source": "hf://meta-llama/Llama-3.1-70B-Instruct", "tensor_parallel": 4}
+
+    known = instances("aws")
+    counts = [known[name].rdma_interfaces for name in ("g6e.12xlarge", "g6e.24xlarge")]
+    assert counts[0] != counts[1]
+    assert "RDMA interfaces" in refused(two_types)["pools[0].instance_types"].what
+
+
+def test_another_order_of_zones_moves_no_file_system() -> None:
+    def reversed_zones(stack: dict[str, Any]) -> None:
+        stack["network"]["zones"].reverse()
+        stack["pools"][0]["zones"].reverse()
+
+    before, after = plan(stack="aws-llama-405b-fp8"), plan(reversed_zones, stack="aws-llama-405b-fp8")
+    assert before.infrastructure
+    assert after.infrastructure
+    assert before.infrastructure.storage == after.infrastructure.storage
+
+
 def test_a_pool_without_multi_node_models_has_no_rdma() -> None:
     (served,) = plan(stack="aws-llama-405b-fp8").models
     assert served.serving is not None
@@ -146,7 +168,7 @@ def test_mig_pods_ask_for_slices_and_wait_for_the_label_that_says_they_are_there
     ("change", "key", "words"),
     [
         (pool(instance_types=["p5.48xlage"]), "pools[0].instance_types[0]", "p5.48xlarge"),
-        (pool(instance_types=["p5.48xlarge", "p4d.24xlarge"]), "pools[0].instance_types", "RDMA"),
+        (pool(instance_types=["p5.48xlarge", "p4d.24xlarge"]), "pools[0].instance_types", "A100"),
         (pool(capacity=["on-demand", "spot"]), "pools[0].capacity", "spot, on-demand"),
         (pool(capacity=["reserved"]), "pools[0].reservation", "missing"),
         (pool(capacity=["reserved"], reservation="block"), "pools[0].reservation", "cr-"),
@@ -170,6 +192,7 @@ def test_mig_pods_ask_for_slices_and_wait_for_the_label_that_says_they_are_there
         (model(source="/weights", config="../planner/known_models/llama-3.1-405b.json"), "models[0].source", "pod"),
         (model(gpus_per_node=16), "models[0].gpus_per_node", "8"),
         (section("storage", shared="nfs"), "storage.shared", "min"),
+        (section("storage", zone="use1-az5"), "storage.zone", "not a zone of the network"),
         (section("storage", lustre_capacity_gib=5000), "storage.lustre_capacity_gib", "7200"),
         (section("cluster", api_cidrs=["0.0.0.0/0"]), "cluster.api_cidrs[0]", "everyone"),
         (section("cluster", api_cidrs=["10.0.0.1/8"]), "cluster.api_cidrs[0]", "host bits"),

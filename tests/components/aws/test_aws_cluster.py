@@ -73,8 +73,9 @@ def test_peered_networks_reach_the_private_api() -> None:
     assert {(rule.inputs["fromPort"], rule.inputs["toPort"]) for rule in rules} == {(443, 443)}
 
 
-def test_administrators_come_by_access_entries_and_no_config_map(world: Recorded) -> None:
-    cluster = world.one("eks:index:Cluster").inputs
+def test_administrators_come_by_access_entries_and_no_config_map() -> None:
+    named = with_cluster(site(STACK), administrators=("arn:aws:iam::123456789012:role/platform",))
+    cluster = build(named).one("eks:index:Cluster").inputs
     (entry,) = cluster["accessEntries"].values()
 
     assert cluster["authenticationMode"] == "API"

@@ -1,5 +1,7 @@
 """Who reaches a model's pods, whom they reach, and how many may be taken away."""
 
+from ipaddress import ip_address, ip_network
+
 from tests.components.serving.stacks import (
     EXAMPLES,
     LARGE,
@@ -85,7 +87,12 @@ def test_only_a_fetch_leaves_the_cluster_and_not_for_instance_metadata() -> None
     assert spec["policyTypes"] == ["Egress"]
     (rule,) = spec["egress"]
     assert rule["ports"] == [{"port": 443, "protocol": "TCP"}]
-    assert rule["to"] == [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}}]
+    (block,) = [peer["ipBlock"] for peer in rule["to"]]
+    assert block["cidr"] == "0.0.0.0/0"
+    # Neither the instance's metadata, nor nodes, pods and private endpoints, nor the Kubernetes API.
+    for address in ("169.254.169.254", "169.254.170.23", "10.40.3.7", "172.20.0.1", "192.168.1.1", "100.64.0.1"):
+        assert any(ip_address(address) in ip_network(closed) for closed in block["except"]), address
+    assert not any(ip_address("151.101.1.1") in ip_network(closed) for closed in block["except"])
 
 
 def test_one_group_may_be_taken_at_a_time_and_a_single_one_too() -> None:
