@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pulumi
@@ -32,15 +32,28 @@ class Volumes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Who a service account is in the cloud, by default nobody: its annotations, and what gives it rights.
+
+    Its pods wait for `resources`: some clouds hand rights over only while a pod is made.
+    """
+
+    annotations: Mapping[str, pulumi.Input[str]] = field(default_factory=dict[str, pulumi.Input[str]])
+    resources: Sequence[pulumi.Resource] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class AutoscalerAccess:
     """How the cluster autoscaler reaches the cloud: annotations of its service account, and the cloud's chart values.
 
-    `group_pattern` gives the regular expression that matches a node group's name in the cloud, and no other's.
+    `group_pattern` gives the regular expression that matches a node group's name in the cloud, and no other's. The
+    autoscaler waits for `resources`.
     """
 
     annotations: Mapping[str, pulumi.Input[str]]
     values: Mapping[str, Any]
     group_pattern: Callable[[NodeGroupPlan], str]
+    resources: Sequence[pulumi.Resource]
 
 
 class Cloud(pulumi.ComponentResource, ABC):
@@ -67,12 +80,10 @@ class Cloud(pulumi.ComponentResource, ABC):
         super().__init__(f"tritonfleet:clouds:{type(self).__name__}", name, None, opts)
 
     @abstractmethod
-    def identity(
-        self, name: str, *, namespace: str, service_account: str, bucket_prefix: str | None
-    ) -> dict[str, pulumi.Input[str]]:
+    def identity(self, name: str, *, namespace: str, service_account: str, bucket_prefix: str | None) -> Identity:
         """Lets a service account read one prefix of the model bucket, and nothing where the prefix is None.
 
-        Returns the annotations that the service account needs. `name` names the resources made for it.
+        `name` names the resources made for it.
         """
 
     @abstractmethod

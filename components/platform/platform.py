@@ -56,13 +56,14 @@ class Platform(pulumi.ComponentResource):
             gpu_operator(plan, cloud.mirrors),
             leader_worker_set(cloud.mirrors),
             metrics_server(cloud.mirrors),
-            cluster_autoscaler(plan, access, cloud.mirrors),
             *cloud.device_plugins(),
         ]
         needs = [*cloud.nodes, expander, *spaces.values()]
+        autoscaler = cluster_autoscaler(plan, access, cloud.mirrors)
         ready: list[pulumi.Resource] = [
             *rules,
             *(install(chart, name=name, parent=self, depends_on=needs) for chart in charts),
+            install(autoscaler, name=name, parent=self, depends_on=[*needs, *access.resources]),
         ]
         if has_mig(plan):
             gate = MigGateArgs(

@@ -1,13 +1,13 @@
 """What all fetches, builds and groups of a stack share, and the objects that both have."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pulumi
 from pulumi_kubernetes.core.v1 import ConfigMap, ServiceAccount
 from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
 
-from components.clouds.base import Volumes
+from components.clouds.base import Identity, Volumes
 from components.serving.config_maps import Files
 from components.serving.labels import common_labels
 
@@ -44,14 +44,17 @@ def config_map(name: str, files: Files, common: Common, *, parent: pulumi.Resour
 
 
 def service_account(
-    name: str, account: str, identity: Mapping[str, pulumi.Input[str]], common: Common, *, parent: pulumi.Resource
+    name: str, account: str, identity: Identity, common: Common, *, parent: pulumi.Resource
 ) -> ServiceAccount:
-    """An identity in the cloud at most: no pod of ours talks to Kubernetes."""
+    """An identity in the cloud at most: no pod of ours talks to Kubernetes. Pods that wait for it have their rights."""
     return ServiceAccount(
         name,
         metadata=ObjectMetaArgs(
-            name=account, namespace=common.namespace, labels=common_labels(), annotations=dict(identity) or None
+            name=account,
+            namespace=common.namespace,
+            labels=common_labels(),
+            annotations=dict(identity.annotations) or None,
         ),
         automount_service_account_token=False,
-        opts=common.child(parent),
+        opts=pulumi.ResourceOptions.merge(common.child(parent), pulumi.ResourceOptions(depends_on=identity.resources)),
     )

@@ -6,12 +6,13 @@ engine's content is in its key: nothing else makes a Job anew (see jobs.py), whi
 the engine built.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pulumi
 from pulumi_kubernetes.batch.v1 import Job
 
+from components.clouds.base import Identity
 from components.serving import jobs, pods, weights_fetch
 from components.serving.common import Common, config_map, service_account
 from components.serving.config_maps import SPEC_FILE, spec_file
@@ -31,13 +32,13 @@ _REFUSED, _WRONG_USAGE = 1, 2
 
 @dataclass(frozen=True, kw_only=True)
 class EngineBuildArgs:
-    """`model` is one of those that run the engine, and `identity` annotates the service account. `depends_on` has the
+    """`model` is one of those that run the engine, and `identity` is the service account's. `depends_on` has the
     fetch of its weights."""
 
     model: ModelPlan
     serving: ServingPlan
     common: Common
-    identity: Mapping[str, pulumi.Input[str]]
+    identity: Identity
     depends_on: Sequence[pulumi.Resource]
 
 

@@ -23,6 +23,7 @@ from pulumi_kubernetes.core.v1 import (
 from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
 from pulumi_random import RandomPassword
 
+from components.clouds.base import Identity
 from components.serving import pods
 from components.serving.common import Common, config_map, service_account
 from components.serving.config_maps import Files
@@ -47,14 +48,14 @@ _LAUNCH_SECONDS = 300
 
 @dataclass(frozen=True, kw_only=True)
 class ModelGroupsArgs:
-    """`repository` is the Triton model repository; `identity` annotates the service account; `rdma_environment` is used
+    """`repository` is the Triton model repository; `identity` is the service account's; `rdma_environment` is used
     where there is RDMA. With `surge` an update starts a new group before it ends an old one."""
 
     model: ModelPlan
     serving: ServingPlan
     common: Common
     repository: Files
-    identity: Mapping[str, pulumi.Input[str]]
+    identity: Identity
     rdma_environment: Mapping[str, str]
     surge: bool
     random: pulumi.ProviderResource

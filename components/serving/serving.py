@@ -8,7 +8,7 @@ import pulumi_random
 from pulumi_kubernetes.core.v1 import Secret
 from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
 
-from components.clouds.base import Cloud
+from components.clouds.base import Cloud, Identity
 from components.platform import Platform
 from components.serving import engine_build, groups, weights_fetch
 from components.serving.common import Common, config_map
@@ -59,11 +59,15 @@ class Serving(pulumi.ComponentResource):
             volumes=cloud.volumes(namespace, plan.models, opts=pulumi.ResourceOptions(depends_on=ready)),
             # What lies under a name made of its content is that content.
             file_provider=kubernetes.Provider(
-                f"{name}-files", kubeconfig=cloud.kubeconfig, upsert_existing_objects=True, opts=child
+                f"{name}-files",
+                kubeconfig=cloud.kubeconfig,
+                upsert_existing_objects=True,
+                # Like the cloud's own provider it needs more than a kubeconfig to reach the cluster.
+                opts=pulumi.ResourceOptions(parent=self, depends_on=[cloud.kubernetes]),
             ),
         )
 
-        def identity(account: str, prefix: str | None) -> dict[str, pulumi.Input[str]]:
+        def identity(account: str, prefix: str | None) -> Identity:
             return cloud.identity(account, namespace=namespace, service_account=account, bucket_prefix=prefix)
 
         random = pulumi_random.Provider(f"{name}-random", opts=child)

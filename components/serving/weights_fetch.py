@@ -14,6 +14,7 @@ import pulumi
 from pulumi_kubernetes.batch.v1 import Job
 from pulumi_kubernetes.core.v1 import ResourceRequirementsArgs
 
+from components.clouds.base import Identity
 from components.serving import jobs, pods
 from components.serving.common import Common, service_account
 from components.serving.labels import common_labels, fetch_of
@@ -68,7 +69,7 @@ class WeightsFetch(pulumi.ComponentResource):
         needs: list[pulumi.Resource] = [
             *args.depends_on,
             # No rights in the cloud: of that, it writes to a mounted file system only.
-            service_account(f"{name}-account", account, {}, common, parent=self),
+            service_account(f"{name}-account", account, Identity(), common, parent=self),
             fetch_policy(f"{name}-internet", checkpoint=folder, namespace=common.namespace, opts=common.child(self)),
         ]
         self.job = jobs.once(f"{name}-job", _job(args, folder), common, parent=self, depends_on=needs)

@@ -25,6 +25,7 @@ class Project:
     folder: Path
     environment: dict[str, str]
     log: Path
+    drift: Path
 
     def pulumi(self, *arguments: str, fails: bool = False) -> str:
         """Runs the CLI to its end and returns what it printed; a test that expects no failure fails with that text."""
@@ -41,10 +42,10 @@ class Project:
         return done.stdout
 
     def preview(self) -> list[tuple[str, str]]:
-        """The steps that the engine plans: (operation, URN), without those that leave a resource as it is."""
+        """The steps that the engine plans: (operation, URN), without those that leave or find a resource as it is."""
         text = self.pulumi("preview", "--json")
         steps: list[dict[str, Any]] = json.loads(text[text.index("{") :])["steps"]
-        return [(step["op"], step["urn"]) for step in steps if step["op"] != "same"]
+        return [(step["op"], step["urn"]) for step in steps if step["op"] not in ("same", "refresh")]
 
     def events(self) -> list[tuple[str, str]]:
         """What happened in the simulated cloud since the last call, in order: (operation, URN)."""
@@ -81,10 +82,13 @@ def new_project(tmp_path: Path) -> Callable[[str], Project]:
         "PULUMI_SKIP_UPDATE_CHECK": "true",
         "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
         "SIMULATED_CLOUD_LOG": str(tmp_path / "cloud.jsonl"),
+        "SIMULATED_CLOUD_DRIFT": str(tmp_path / "drift.json"),
     }
 
     def make(stack: str) -> Project:
-        made = Project(folder=project, environment=environment, log=tmp_path / "cloud.jsonl")
+        made = Project(
+            folder=project, environment=environment, log=tmp_path / "cloud.jsonl", drift=tmp_path / "drift.json"
+        )
         made.pulumi("stack", "init", stack)
         return made
 

@@ -4,6 +4,7 @@
 
 What a resource may be given, and what a cloud adds to it, comes from the type metadata of the package's Python SDK.
 Each create, update and delete becomes a line of JSON in $SIMULATED_CLOUD_LOG, in the order in which they happened.
+What $SIMULATED_CLOUD_DRIFT holds (JSON: URN -> property -> fields) somebody else has changed since, as a refresh shows.
 """
 
 # ruff: noqa: ARG002 - gRPC calls every method with a request and a context
@@ -113,6 +114,8 @@ class SimulatedProvider(provider_pb2_grpc.ResourceProviderServicer):
         return provider_pb2.CreateResponse(id=id_, properties=_with_computed(request.urn, request.properties))
 
     def Read(self, request: Any, context: Any) -> Any:
+        for struct in (request.properties, request.inputs):
+            _drift(request.urn, struct)
         return provider_pb2.ReadResponse(id=request.id, properties=request.properties, inputs=request.inputs)
 
     def Update(self, request: Any, context: Any) -> Any:
@@ -311,6 +314,13 @@ def _log(operation: str, urn: str) -> None:
         os.write(descriptor, line.encode())
     finally:
         os.close(descriptor)
+
+
+def _drift(urn: str, struct: struct_pb2.Struct) -> None:
+    file = Path(os.environ["SIMULATED_CLOUD_DRIFT"])
+    drifts: dict[str, dict[str, dict[str, Any]]] = json.loads(file.read_text()) if file.exists() else {}
+    for key, fields in drifts.get(urn, {}).items():
+        struct.fields[key].struct_value.update(fields)
 
 
 @functools.cache

@@ -41,12 +41,18 @@ def test_from_nothing_to_a_fleet_and_back(project: Project) -> None:
     assert outputs["kubeconfig"] == "[secret]"
     assert project.preview() == []
 
+    grow_behind_pulumis_back(project, nodes=3)
+    assert project.preview() == [], "the size is the autoscaler's"
+
     project.pulumi("config", "set", "--path", "tritonfleet:pools[0].max_nodes", "5")
     project.pulumi("config", "set", "--path", "tritonfleet:models[0].serving.replicas", "2")
     edit = project.preview()
     assert_only_capacity_changes(edit)
     project.pulumi("up", "--yes")
     assert sorted(project.events()) == sorted(edit)
+    assert {(size["maxSize"], size["desiredSize"]) for size in sizes(project).values()} == {(5, 3)}, (
+        "no node was sent away"
+    )
     assert project.preview() == []
 
     assert "protected" in project.pulumi("destroy", "--yes", fails=True)
@@ -54,7 +60,9 @@ def test_from_nothing_to_a_fleet_and_back(project: Project) -> None:
     project.pulumi("state", "unprotect", "--all", "--yes")
     state = project.state()
     project.pulumi("destroy", "--yes")
-    assert_dependents_went_first(state, project.events())
+    events = project.events()
+    assert_dependents_went_first(state, events)
+    assert_the_api_was_open_to_the_last(events)
     assert project.state() == []
 
 
@@ -65,6 +73,19 @@ def assert_synth_shows_the_same(project: Project, planned: list[tuple[str, str]]
     assert shown <= urns
     # Besides the stack itself, the engine knows what the EKS component makes inside its provider.
     assert all("eks:index:Cluster$" in urn or "pulumi:pulumi:Stack" in urn for urn in urns - shown)
+
+
+def grow_behind_pulumis_back(project: Project, *, nodes: int) -> None:
+    """As the autoscaler does it: every group of GPU nodes now has so many."""
+    assert {size["desiredSize"] for size in sizes(project).values()} == {0}
+    project.drift.write_text(json.dumps({urn: {"scalingConfig": {"desiredSize": nodes}} for urn in sizes(project)}))
+
+
+def sizes(project: Project) -> dict[str, dict[str, int]]:
+    """By URN, what each group of GPU nodes was told last."""
+    groups = [resource for resource in project.state() if "AwsGpuPool$aws:eks/nodeGroup:NodeGroup::" in resource["urn"]]
+    assert len(groups) == 2
+    return {group["urn"]: group["inputs"]["scalingConfig"] for group in groups}
 
 
 def assert_only_capacity_changes(edit: list[tuple[str, str]]) -> None:
@@ -89,6 +110,13 @@ def assert_dependents_went_first(state: list[dict[str, Any]], events: list[tuple
         for dependency in resource.get("dependencies", []):
             if resource["urn"] in order and dependency in order:
                 assert order[resource["urn"]] < order[dependency], f"{dependency} went before {resource['urn']}"
+
+
+def assert_the_api_was_open_to_the_last(events: list[tuple[str, str]]) -> None:
+    """The rule that admits whoever deploys to the private endpoint is not taken away under their feet."""
+    urns = [urn for _, urn in events]
+    (rule,) = [index for index, urn in enumerate(urns) if "::aws-cluster-api-" in urn]
+    assert max(index for index, urn in enumerate(urns) if "$kubernetes:" in urn) < rule
 
 
 def test_a_refused_stack_ends_in_one_message(project: Project) -> None:

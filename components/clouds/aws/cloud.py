@@ -16,9 +16,9 @@ from components.clouds.aws.keys import Keys, KeysArgs
 from components.clouds.aws.network import Network, NetworkArgs, NetworkIds, existing_network
 from components.clouds.aws.pools import GpuPool, NodesArgs, SystemNodes, scaling_group_pattern
 from components.clouds.aws.pull_through import pull_through_caches
-from components.clouds.aws.storage import Storage, StorageArgs
+from components.clouds.aws.storage import Storage, StorageArgs, kept_zone
 from components.clouds.aws.volumes import Claims, ClaimsArgs
-from components.clouds.base import AutoscalerAccess, Cloud, Volumes
+from components.clouds.base import AutoscalerAccess, Cloud, Identity, Volumes
 from components.platform.charts import ChartValues, gpu_node_tolerations
 from planner.fleet import CloudPlan
 from planner.plan import ModelPlan
@@ -76,7 +76,8 @@ class Aws(Cloud):
             kubeconfig=self.kubeconfig,
             # Otherwise a kubeconfig that is unknown for a moment would look like another cluster.
             cluster_identifier=self._cluster_name,
-            opts=self._child,
+            # What admits Pulumi to the private endpoint comes before the first object, and goes after the last one.
+            opts=pulumi.ResourceOptions(parent=self, depends_on=self._cluster.api_rules),
         )
         nodes = NodesArgs(
             plan=plan,
@@ -105,11 +106,9 @@ class Aws(Cloud):
         self.mirrors = self._mirrors(node_role)
         self.register_outputs({"cluster_name": self._cluster_name, "bucket": self.bucket})
 
-    def identity(
-        self, name: str, *, namespace: str, service_account: str, bucket_prefix: str | None
-    ) -> dict[str, pulumi.Input[str]]:
+    def identity(self, name: str, *, namespace: str, service_account: str, bucket_prefix: str | None) -> Identity:
         if bucket_prefix is None:
-            return {}
+            return Identity()
         rights = read_prefix(self._storage.bucket.arn, self._keys.data.arn, self._plan.region, bucket_prefix.strip("/"))
         return self._grant(name, rights, namespace, service_account)
 
@@ -134,14 +133,16 @@ class Aws(Cloud):
 
     def autoscaler(self) -> AutoscalerAccess:
         rights = autoscaler_policy(self._cluster_name, self._plan.region, self._account)
+        identity = self._grant("autoscaler", rights, "kube-system", "cluster-autoscaler")
         return AutoscalerAccess(
-            annotations=self._grant("autoscaler", rights, "kube-system", "cluster-autoscaler"),
+            annotations=identity.annotations,
             values={
                 "cloudProvider": "aws",
                 "awsRegion": self._plan.region,
                 "autoDiscovery": {"clusterName": self._cluster_name},
             },
             group_pattern=partial(scaling_group_pattern, self._prefix),
+            resources=identity.resources,
         )
 
     def device_plugins(self) -> Sequence[ChartValues]:
@@ -180,6 +181,7 @@ class Aws(Cloud):
             cluster_name=self._cluster_name,
             identity=plan.aws.identity,
             log_key_arn=self._keys.logs.arn,
+            kept_zone=kept_zone(plan.storage),
         )
         return Network(f"{self._prefix}-network", args, self._child).ids
 
@@ -208,13 +210,10 @@ class Aws(Cloud):
             parent=self,
         )
 
-    def _grant(
-        self, name: str, rights: pulumi.Output[str], namespace: str, service_account: str
-    ) -> dict[str, pulumi.Input[str]]:
-        name, identities = f"{self._prefix}-{name}", self._cluster.identities
-        role = identities.role(name, namespace=namespace, service_account=service_account, parent=self)
-        aws.iam.RolePolicy(name, role=role.name, policy=rights, opts=self._child)
-        return identities.bind(name, role, namespace=namespace, service_account=service_account, parent=self)
+    def _grant(self, name: str, rights: pulumi.Output[str], namespace: str, service_account: str) -> Identity:
+        return self._cluster.identities.bind(
+            f"{self._prefix}-{name}", rights, namespace=namespace, service_account=service_account, parent=self
+        )
 
 
 def cluster_name(project: str, stack: str) -> str:

@@ -30,13 +30,17 @@ class ClusterArgs:
 
 
 class Cluster(pulumi.ComponentResource):
-    """The control plane, without nodes. Nodes need `before_nodes`; `security_group_id` is what all of them share."""
+    """The control plane, without nodes. Nodes need `before_nodes`; `security_group_id` is what all of them share.
+
+    Whoever speaks to Kubernetes needs `api_rules` to be there, and to be there still when the stack is taken down.
+    """
 
     cluster_name: str
     kubeconfig: pulumi.Output[str]
     security_group_id: pulumi.Output[str]
     identities: Identities
     resource: eks.Cluster
+    api_rules: list[pulumi.Resource]
     before_nodes: list[pulumi.Resource]
 
     def __init__(self, name: str, args: ClusterArgs, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -81,12 +85,13 @@ class Cluster(pulumi.ComponentResource):
         self.security_group_id = self.resource.cluster_security_group_id
         self.identities = Identities(
             kind=plan.aws.identity,
+            cluster=self.resource,
             cluster_name=args.cluster_name,
             oidc_provider_arn=self.resource.oidc_provider_arn,
             issuer=self.resource.oidc_issuer,
         )
         # The private endpoint answers only whom this group admits: by default nodes, and nobody who deploys.
-        for cidr in (plan.network.cidr, *plan.network.peered_cidrs):
+        self.api_rules = [
             aws.vpc.SecurityGroupIngressRule(
                 f"{name}-api-{cidr}",
                 security_group_id=self.security_group_id,
@@ -97,6 +102,8 @@ class Cluster(pulumi.ComponentResource):
                 to_port=443,
                 opts=child,
             )
+            for cidr in (plan.network.cidr, *plan.network.peered_cidrs)
+        ]
         self.before_nodes = self._network_add_ons(name, plan)
         self.register_outputs({"cluster_name": args.cluster_name})
 

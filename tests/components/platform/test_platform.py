@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString
 
 from components.clouds import cloud_class
-from components.clouds.base import AutoscalerAccess, Cloud
+from components.clouds.base import AutoscalerAccess, Cloud, Identity
 from components.platform import Platform, PlatformArgs
 from components.platform.autoscaler import priorities
 from components.platform.charts import ChartValues, gpu_node_tolerations
@@ -40,12 +40,14 @@ class FakeCloud(Cloud):
         self.kubernetes = pulumi_kubernetes.Provider("kubernetes", kubeconfig="{}", opts=child)
         self.mirrors = {registry: pulumi.Output.from_input(to) for registry, to in (mirrors or {}).items()}
         self.nodes = [pulumi.CustomResource("test:index:Nodes", name, {}, child) for name in ("system", "gpu")]
+        self.rights = [pulumi.CustomResource("test:index:Right", "autoscaler", {}, child)]
 
     def autoscaler(self) -> AutoscalerAccess:
         return AutoscalerAccess(
             annotations={"example.com/identity": "autoscaler"},
             values={"cloudProvider": "example", "autoDiscovery": {"clusterName": "fleet"}},
             group_pattern=lambda group: f"^pool-{group.name}-[0-9a-f]{{8}}$",
+            resources=self.rights,
         )
 
     def device_plugins(self) -> list[ChartValues]:
@@ -53,7 +55,7 @@ class FakeCloud(Cloud):
         chart = "aws-efa-k8s-device-plugin"
         return [ChartValues(chart=chart, namespace="kube-system", values=values, on_gpu_nodes=True)]
 
-    def identity(self, *_: object, **__: object) -> dict[str, pulumi.Input[str]]:
+    def identity(self, *_: object, **__: object) -> Identity:
         raise NotImplementedError
 
     def volumes(self, *_: object, **__: object) -> Any:
@@ -143,6 +145,11 @@ def test_charts_wait_for_nodes_and_namespaces(mixed: Recorded) -> None:
     for r in mixed.of("Release"):
         assert nodes | urns(mixed.of("Namespace")) | {expander} <= r.depends_on, r.name
     assert nodes | {mixed.one("Namespace", "platform-gpu-operator").urn} <= mixed.one("Deployment").depends_on
+
+
+def test_the_autoscaler_waits_for_its_rights(mixed: Recorded) -> None:
+    right = mixed.one("test:index:Right", "autoscaler")
+    assert [r.name for r in mixed.of("Release") if right.urn in r.depends_on] == ["platform-cluster-autoscaler"]
 
 
 def urns(resources: list[Registered]) -> set[str]:

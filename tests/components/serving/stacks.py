@@ -12,7 +12,7 @@ import pulumi_kubernetes as kubernetes
 from pulumi_kubernetes.core.v1 import Namespace
 from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
 
-from components.clouds.base import AutoscalerAccess, Cloud, Volumes
+from components.clouds.base import AutoscalerAccess, Cloud, Identity, Volumes
 from components.platform.charts import ChartValues
 from components.platform.platform import Platform
 from components.serving import Serving, ServingArgs
@@ -46,12 +46,13 @@ class StillCloud(Cloud):
         self.mirrors = {}
         self.prefixes: dict[str, str | None] = {}
 
-    def identity(
-        self, name: str, *, namespace: str, service_account: str, bucket_prefix: str | None
-    ) -> dict[str, pulumi.Input[str]]:
+    def identity(self, name: str, *, namespace: str, service_account: str, bucket_prefix: str | None) -> Identity:
         assert name == service_account
         self.prefixes[f"{namespace}/{service_account}"] = bucket_prefix
-        return {"cloud.example/reads": bucket_prefix} if bucket_prefix else {}
+        if bucket_prefix is None:
+            return Identity()
+        right = pulumi.CustomResource("test:index:Right", f"right-{name}", {}, pulumi.ResourceOptions(parent=self))
+        return Identity(annotations={"cloud.example/reads": bucket_prefix}, resources=[right])
 
     def volumes(
         self, namespace: str, models: Sequence[ModelPlan], *, opts: pulumi.ResourceOptions | None = None

@@ -168,6 +168,9 @@ def test_weights_of_the_bucket_are_mounted_and_nothing_is_fetched() -> None:
     assert {"name": "weights", "mountPath": "/weights", "readOnly": True} in spec["containers"][0]["volumeMounts"]
     account = recorded.one("ServiceAccount", "engine-").inputs
     assert account["metadata"]["annotations"] == {"cloud.example/reads": "llama/405b"}
+    right, account = recorded.one("test:index:Right"), recorded.one("ServiceAccount", "engine-")
+    assert right.urn in account.depends_on
+    assert account.urn in build_of(recorded).depends_on, "a pod that comes before its rights may never have them"
     serving = recorded.one("ServiceAccount", "serving-llama-405b-account").inputs
     assert "annotations" not in serving["metadata"], "a serving pod reads its engine, not the bucket"
 

@@ -118,6 +118,15 @@ def test_pods_wait_for_all_that_they_mount() -> None:
                 assert needed.urn in one.depends_on, needed.name
 
 
+def test_files_are_written_only_while_the_cluster_can_be_reached() -> None:
+    recorded = served()
+    files, cloud = (
+        recorded.one("pulumi:providers:kubernetes", "files"),
+        recorded.one("pulumi:providers:kubernetes", "cloud"),
+    )
+    assert cloud.urn in files.depends_on
+
+
 @pytest.mark.parametrize("stack", EXAMPLES)
 def test_every_pod_is_restricted_and_without_credentials(stack: str) -> None:
     for template in every_template(served(planned(stack))):
