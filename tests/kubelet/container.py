@@ -20,10 +20,12 @@ DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 def main(spec: dict[str, Any]) -> None:
     root = Path(spec["scratch"], "root")
-    _make_root(root, Path(spec["scratch"]), spec["image"])
+    _make_root(root, Path(spec["scratch"]))
     _make_devices(root)
     for mounted in sorted(spec["mounts"], key=lambda mounted: mounted["target"].count("/")):
         _mount_volume(root, mounted)
+    # Last, for a checkout below /tmp has its Python where the pod has a volume of its own.
+    _mount_image(root, spec["image"])
     for path, source in spec["files"].items():
         _bind(Path(source), root / path.lstrip("/"), read_only=False)
     if spec["read_only_root"]:
@@ -37,13 +39,20 @@ def main(spec: dict[str, Any]) -> None:
     os.execvpe(spec["command"][0], spec["command"], spec["environment"])
 
 
-def _make_root(root: Path, scratch: Path, image: list[str]) -> None:
+def _make_root(root: Path, scratch: Path) -> None:
     """This machine's file system with a layer above it that takes the mount points and goes with the container."""
     _mount("-t", "tmpfs", "none", str(scratch))
     for name in ("root", "upper", "work"):
         (scratch / name).mkdir()
     layers = f"lowerdir=/,upperdir={scratch}/upper,workdir={scratch}/work"
     _mount("-t", "overlay", "-o", layers, "none", str(root))
+    for name in ("proc", "sys"):
+        (root / name).mkdir(exist_ok=True)
+    _mount("-t", "proc", "none", str(root / "proc"))
+    _mount("--rbind", "/sys", str(root / "sys"))
+
+
+def _mount_image(root: Path, image: list[str]) -> None:
     for path in image:
         # What the image brings may lie on another file system here, or in a folder that only root enters.
         target = root / path.lstrip("/")
@@ -52,10 +61,6 @@ def _make_root(root: Path, scratch: Path, image: list[str]) -> None:
         _mount("-o", "remount,bind,ro", str(target))
         for parent in [*target.parents][: len(Path(path).parents) - 1]:
             parent.chmod(parent.stat().st_mode | 0o011)
-    for name in ("proc", "sys"):
-        (root / name).mkdir(exist_ok=True)
-    _mount("-t", "proc", "none", str(root / "proc"))
-    _mount("--rbind", "/sys", str(root / "sys"))
 
 
 def _make_devices(root: Path) -> None:
