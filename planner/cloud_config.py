@@ -142,10 +142,15 @@ class StorageConfig(Strict):
     )
 
 
+IMAGE = r"^[a-z0-9][a-z0-9.-]*(:[0-9]+)?(/[a-z0-9][a-z0-9._-]*)+(:[A-Za-z0-9_][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?$"
+"""REGISTRY/NAME, and a tag or a digest."""
+
+
 class ImagesConfig(Strict):
     """Where images come from. A reference may carry a digest (`…@sha256:…`), which then is what runs."""
 
     triton: str | None = Field(
+        pattern=IMAGE,
         default=None,
         min_length=1,
         max_length=512,

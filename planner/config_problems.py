@@ -66,6 +66,7 @@ _PATTERNS = {
         "use a-z, 0-9 and -, begin with a letter and do not end with -; at most 40 for a model, 20 for a pool",
     ),
     "kubernetes_version": ("a minor version of Kubernetes", "write it in quotes, like '1.35'"),
+    "triton": ("an image", "write REGISTRY/NAME:TAG, or better REGISTRY/NAME@sha256:DIGEST"),
     "account": ("an AWS account", "write its twelve digits in quotes"),
 }
 

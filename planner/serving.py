@@ -8,7 +8,7 @@ from planner.config import ModelConfig
 from planner.config_problems import Finding
 from planner.errors import Problem
 from planner.fleet import PoolPlan, ServingPlan
-from planner.memory import RankMemory
+from planner.memory import GIB, RankMemory
 
 # Share of a node's CPUs and memory that pods may ask for: the kubelet, DaemonSets and drivers take the rest.
 USABLE = 0.8
@@ -66,11 +66,30 @@ def grace_seconds(pool: PoolPlan, cloud: CloudFacts) -> int:
 
 
 def placement_problems(
-    model: ModelConfig, pool: PoolPlan, key: str, *, nodes: int, fast_network: bool
+    model: ModelConfig, memory: tuple[RankMemory, ...], pool: PoolPlan, key: str, *, nodes: int, fast_network: bool
 ) -> list[Problem]:
     """Why the model's groups cannot run on the pool as sharded; over a `fast_network` all-reduce may cross nodes."""
-    found = _placement(model, pool, nodes, fast_network)
+    found = [*_sharing(model, memory, pool), *_placement(model, pool, nodes, fast_network)]
     return [Problem(key=f"{key}.{field}", what=what, consequence=cost, fix=fix) for field, what, cost, fix in found]
+
+
+def _sharing(model: ModelConfig, memory: tuple[RankMemory, ...], pool: PoolPlan) -> Iterator[Finding]:
+    """Time-sliced pods share a GPU's memory, and nothing holds one to its part."""
+    if not pool.time_slicing:
+        return
+    share = f"1/{pool.time_slicing} of the GPU of pool {pool.name}"
+    for rank in memory:
+        needed, part = rank.weights_bytes + rank.activation_bytes + rank.runtime_bytes, rank.capacity_bytes or 0
+        if needed > part / pool.time_slicing:
+            what = f"{model.name} needs about {needed / GIB:.1f} GiB (estimate), more than {share}"
+            yield "pool", what, "the pods of one GPU would run out of memory while they load", "lower time_slicing"
+            return
+    fraction = model.serving.kv_cache_free_gpu_mem_fraction
+    if fraction > 1 / pool.time_slicing:
+        what = f"{fraction}, on {share}"
+        cost = "the first pod's KV cache would take the memory of the others, which then fail to load"
+        fix = f"give at most {1 / pool.time_slicing:.2f}"
+        yield "serving.kv_cache_free_gpu_mem_fraction", what, cost, fix
 
 
 def _placement(model: ModelConfig, pool: PoolPlan, nodes: int, fast_network: bool) -> Iterator[Finding]:
@@ -97,7 +116,7 @@ def _placement(model: ModelConfig, pool: PoolPlan, nodes: int, fast_network: boo
 
 
 def placement_warnings(
-    model: ModelConfig, serving: ServingPlan, *, rdma: bool, own_image: bool, cloud: CloudFacts
+    model: ModelConfig, serving: ServingPlan, *, rdma: bool, own_image: bool, nodes_filled: int, cloud: CloudFacts
 ) -> Iterator[str]:
     """What is allowed but slow or risky where the model runs."""
     if serving.group_size > 1 and not rdma:
@@ -114,6 +133,11 @@ def placement_warnings(
             "notice of spot nodes: with one replica each reclaim is an outage"
             if serving.replicas == 1
             else f"loading takes about {serving.load_seconds} s (estimate) after each reclaim of a spot node"
+        )
+    if sum(group.max_nodes for group in serving.pool.node_groups) <= nodes_filled:
+        yield (
+            f"the models fill pool {serving.pool.name} whole: another engine has no node to be built on, and `pulumi "
+            "up` waits for one until it gives up; give max_nodes one more"
         )
     if spot and len(serving.pool.node_groups) == 1:
         yield "spot without a fallback: while there is no spot capacity, nothing is served"

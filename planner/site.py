@@ -1,6 +1,7 @@
 """Everything around the models of a stack on a managed cloud: network, pools, storage, and where each model lands."""
 
 import ipaddress
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
     config = parsed.site
     assert config is not None
     cloud = cloud_facts(config.cloud)
-    problems = [*_settings(config, cloud), *_sources(models)]
+    problems = [*_settings(parsed, config, cloud), *_sources(models)]
     network, found = _network(config)
     problems += found
     checked, found = _checked_pools(parsed, config, cloud)
@@ -51,7 +52,6 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
     pools = {name: plan_pool(pool, cloud, rdma=name in spanning) for name, pool in checked.items()}
     problems += _unlike_networks(parsed, checked, spanning)
     plans: dict[int, ServingPlan] = {}
-    warnings: dict[int, tuple[str, ...]] = {}
     for index, pool in landed.items():
         model, plan = models[index], pools[pool.config.name]
         rdma = pool.instance.rdma_interfaces > 0
@@ -59,19 +59,33 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
             config.storage, nodes=model.nodes, network_gbps=None if rdma else pool.instance.network_gbps
         )
         found = serving.placement_problems(
-            model.config, plan, f"models[{index}]", nodes=model.nodes, fast_network=pool.fast_network
+            model.config,
+            model.memory,
+            plan,
+            f"models[{index}]",
+            nodes=model.nodes,
+            fast_network=pool.fast_network,
         )
         problems += found
         if not found:
             plans[index] = serving.plan_serving(
                 model.config, model.memory, nodes=model.nodes, pool=plan, rate=rate, cloud=cloud
             )
-            own_image = config.images.triton is not None
-            warnings[index] = tuple(
-                serving.placement_warnings(model.config, plans[index], rdma=rdma, own_image=own_image, cloud=cloud)
-            )
-    problems += _slow_storage(config, plans, models, cloud)
+    problems += [*_slow_storage(config, plans, models, cloud), *_small_storage(config, models, cloud)]
     wanted = {name: nodes_needed(plan, _demands(plan, plans)) for name, plan in pools.items()}
+    warnings = {
+        index: tuple(
+            serving.placement_warnings(
+                models[index].config,
+                plan,
+                rdma=landed[index].instance.rdma_interfaces > 0,
+                own_image=config.images.triton is not None,
+                nodes_filled=wanted[plan.pool.name],
+                cloud=cloud,
+            )
+        )
+        for index, plan in plans.items()
+    }
     problems += _too_small(parsed, wanted)
     if network is not None:
         problems += address_problems(network, tuple(pools.values()), config.cloud)
@@ -124,8 +138,8 @@ def _checked_pools(
     return checked, problems
 
 
-def _settings(config: SiteConfig, cloud: CloudFacts) -> list[Problem]:
-    found = [*_region(config), *_access(config), *_lustre(config, cloud), *_storage_zone(config)]
+def _settings(parsed: ParsedStack, config: SiteConfig, cloud: CloudFacts) -> list[Problem]:
+    found = [*_region(config), *_access(config), *_lustre(config, cloud), *_storage_zone(parsed, config)]
     return [Problem(key=key, what=what, consequence=cost, fix=fix) for key, what, cost, fix in found]
 
 
@@ -174,8 +188,13 @@ def _lustre(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
         yield "storage.lustre_capacity_gib", what, "the file system would be refused", f"give {above}"
 
 
-def _storage_zone(config: SiteConfig) -> Iterator[Finding]:
+def _storage_zone(parsed: ParsedStack, config: SiteConfig) -> Iterator[Finding]:
     zones = config.network.zones if config.network else ()
+    used = {zone for pool in parsed.pools.values() for zone in pool.zones or zones}
+    if config.storage.shared == "lustre" and config.storage.zone is None and len(used) > 1:
+        what = f"is missing, and the pools lie in {len(used)} zones"
+        cost = "the file system lies in one; another pool could move it, which is another file system, empty"
+        yield "storage.zone", what, cost, f"give one of {', '.join(sorted(used))}"
     if config.storage.zone is not None and zones and config.storage.zone not in zones:
         fix = did_you_mean(config.storage.zone, zones, f"give one of {', '.join(zones)}")
         what = f"{shown(config.storage.zone)} is not a zone of the network"
@@ -213,6 +232,27 @@ def _slow_storage(
             what=f"{cloud.nfs.name} is to feed {models[worst].name}: {size:,.0f} GiB for each start of a group",
             consequence=f"each start loads for about {minutes} min (estimate: {plan.load_source})",
             fix=f"give `shared: lustre` of {SERVES_QUICKLY_GIB} GiB or more, or `accept_load_minutes: {minutes}`",
+        )
+    ]
+
+
+def _small_storage(config: SiteConfig, models: Mapping[int, "ModelPlan"], cloud: CloudFacts) -> list[Problem]:
+    if config.storage.shared != "lustre":
+        return []
+    sizes = {index: sum(rank.weights_bytes for rank in model.memory) for index, model in models.items()}
+    weights = {(models[index].config.source, models[index].config.revision): size for index, size in sizes.items()}
+    # A build converts the checkpoint first, and both lie there until the engine is published; the LLM API's is small.
+    engines = {models[i].engine.id: 2 * size for i, size in sizes.items() if models[i].config.backend == "tensorrt"}
+    needed = math.ceil((sum(weights.values()) + sum(engines.values())) / GIB)
+    if needed <= config.storage.lustre_capacity_gib:
+        return []
+    step = cloud.lustre.gib_step
+    return [
+        Problem(
+            key="storage.lustre_capacity_gib",
+            what=f"{config.storage.lustre_capacity_gib}, and weights and engines take {needed:,} (estimate)",
+            consequence="the disk would be full after hours of download and conversion",
+            fix=f"give at least {-(-needed // step) * step}",
         )
     ]
 

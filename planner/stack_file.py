@@ -34,6 +34,8 @@ def read_stack_file(path: Path) -> dict[str, Any]:
         namespace, _, name = key.rpartition(":")
         if namespace == NAMESPACE:
             values[name] = value
+            if name == "hugging_face_token" and isinstance(value, str):
+                problems.append(_plain_secret(key))
         elif not namespace and name in StackConfig.model_fields:
             problems.append(_foreign_key(key, f"did you mean {NAMESPACE}:{name}?"))
         elif namespace and did_you_mean(namespace, [NAMESPACE], ""):
@@ -41,6 +43,15 @@ def read_stack_file(path: Path) -> dict[str, Any]:
     if problems:
         raise PlanError([*problems, *parse_stack(values).problems])
     return values
+
+
+def _plain_secret(key: str) -> Problem:
+    return Problem(
+        key=key,
+        what="stands in the file as plain text",
+        consequence="everyone who reads the repository could use the token",
+        fix=f"run `pulumi config set --secret {key}`, and revoke a token that was committed",
+    )
 
 
 def _read_yaml(path: Path) -> object:

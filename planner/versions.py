@@ -75,7 +75,8 @@ PYTHON_PACKAGES: Final = {
     "pulumi-random": "4.21.4",
     "pydantic": "2.14.3",
     "pyyaml": "6.0.3",
+    "rich": "15.0.0",
     "ruamel.yaml": "0.19.1",
     "tritonclient": "2.73.0",
 }
-"""What the Pulumi program imports: the pins of requirements.txt."""
+"""What the Pulumi program, `fleet plan` and `fleet synth` import: the pins of requirements.txt."""

@@ -72,6 +72,11 @@ def top(**changes: Any) -> Change:
     return change
 
 
+def two_pools_without_a_zone(stack: dict[str, Any]) -> None:
+    del stack["storage"]["zone"]
+    stack["pools"].append({"name": "l4", "instance_types": ["g6.xlarge"], "zones": ["use1-az1"]})
+
+
 def second_model_named(name: str) -> Change:
     def change(stack: dict[str, Any]) -> None:
         stack["models"].append(stack["models"][0] | {"name": name})
@@ -193,6 +198,9 @@ def test_mig_pods_ask_for_slices_and_wait_for_the_label_that_says_they_are_there
         (model(gpus_per_node=16), "models[0].gpus_per_node", "8"),
         (section("storage", shared="nfs"), "storage.shared", "min"),
         (section("storage", zone="use1-az5"), "storage.zone", "not a zone of the network"),
+        (section("storage", lustre_capacity_gib=1200), "storage.lustre_capacity_gib", "2400"),
+        (two_pools_without_a_zone, "storage.zone", "empty"),
+        (section("images", triton="not an image@@"), "images.triton", "sha256"),
         (section("storage", lustre_capacity_gib=5000), "storage.lustre_capacity_gib", "7200"),
         (section("cluster", api_cidrs=["0.0.0.0/0"]), "cluster.api_cidrs[0]", "everyone"),
         (section("cluster", api_cidrs=["10.0.0.1/8"]), "cluster.api_cidrs[0]", "host bits"),
@@ -292,6 +300,49 @@ def test_slow_storage_is_refused_until_it_is_accepted() -> None:
     accepted = plan(section("storage", shared="nfs", accept_load_minutes=minutes))
     assert accepted.infrastructure is not None
     assert any("loading takes about" in warning for warning in accepted.models[0].warnings)
+
+
+def sliced(time_slicing: int, fraction: float) -> Change:
+    def change(stack: dict[str, Any]) -> None:
+        del stack["pools"][0]["mig_profile"]
+        stack["pools"][0]["time_slicing"] = time_slicing
+        for entry in stack["models"]:
+            entry["serving"] = {"kv_cache_free_gpu_mem_fraction": fraction}
+
+    return change
+
+
+def test_time_sliced_models_must_share_the_memory_of_their_gpu() -> None:
+    found = refused(sliced(4, 0.9), stack="aws-small-mig")
+    assert "at most 0.25" in found["models[0].serving.kv_cache_free_gpu_mem_fraction"].fix
+    assert "more than 1/8" in refused(sliced(8, 0.1), stack="aws-small-mig")["models[0].pool"].what
+    shared = plan(sliced(3, 0.3), stack="aws-small-mig")
+    assert all(served.serving and served.serving.pool.units_per_node == 3 for served in shared.models)
+
+
+def test_a_pool_that_is_full_warns_that_no_engine_can_be_built() -> None:
+    full = plan(pool(capacity=["on-demand"], max_nodes=2)).models[0].warnings
+    assert any("another engine has no node" in warning for warning in full)
+    assert not any("another engine" in warning for warning in plan().models[0].warnings)
+
+
+def test_a_spot_pool_without_fallback_and_a_moving_revision_are_warned_of() -> None:
+    def risky(stack: dict[str, Any]) -> None:
+        stack["pools"][0]["capacity"] = ["spot"]
+        stack["models"][0]["revision"] = "v1"
+
+    text = " ".join(plan(risky).models[0].warnings)
+    assert "spot without a fallback" in text
+    assert "not a full commit hash" in text
+
+
+def test_a_token_in_plain_text_is_refused_where_it_would_be_committed(tmp_path: Path) -> None:
+    text = (STACKS / "Pulumi.aws-dev.yaml").read_text() + "  tritonfleet:hugging_face_token: hf_plain\n"
+    file = tmp_path / "Pulumi.plain.yaml"
+    file.write_text(text)
+    with pytest.raises(PlanError, match="plain text") as refusal:
+        plan_file(file)
+    assert "hf_plain" not in str(refusal.value)
 
 
 def test_a_token_is_known_to_be_there_and_never_kept() -> None:
