@@ -17,8 +17,9 @@ from planner.pulumi_config import values_of
 
 def main() -> None:
     plan, site = planned()
-    for warning in (warning for model in plan.models for warning in model.warnings):
-        pulumi.warn(warning)
+    for model in plan.models:
+        for warning in model.warnings:
+            pulumi.warn(f"{model.name}: {warning}")
     cloud = cloud_class(plan.cloud)(site.name, site, plan.models)
     platform = Platform("platform", PlatformArgs(cloud=cloud, plan=site))
     token = pulumi.Config("tritonfleet").get_secret("hugging_face_token")

@@ -6,7 +6,7 @@ import gc
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from fleet.plan import OK, REFUSED, USAGE, UsageError, print_problems, stack_pat
 from planner.errors import PlanError, Problem
 from planner.stack_file import read_stack_file
 
-WRITTEN = {"resources.json", "stack-outputs.json", "kubernetes", "charts"}
+FILES = "files.txt"
+"""Lists every file that synth wrote into the folder, itself too: what else is there is somebody's own."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -46,15 +47,14 @@ def _synth(args: argparse.Namespace) -> int:
         return REFUSED
     try:
         path = stack_path(args.stack)
-        target = _target(args.out)
+        with _told_of(args.out):
+            target = _target(args.out)
         synthesis = synthesize(read_stack_file(path), stack=path.stem.removeprefix("Pulumi."))
-        _write(synthesis.files, target)
+        with _told_of(args.out):
+            _write(synthesis.files, target)
     except PlanError as error:
         print_problems(error.problems, as_json=args.json)
         return USAGE if isinstance(error, UsageError) else REFUSED
-    except OSError as error:
-        print(f"error: {error}\n  consequence: nothing was written", file=sys.stderr)
-        return REFUSED
     recording = synthesis.recording
     for message in recording.messages:
         print(f"warning: {message}", file=sys.stderr)
@@ -70,17 +70,27 @@ def _synth(args: argparse.Namespace) -> int:
     return OK
 
 
+@contextlib.contextmanager
+def _told_of(out: Path) -> Generator[None]:
+    """Tell what the system refuses as a problem of `--out`, without the names of scratch files."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{out} cannot be written: {error.strerror or type(error).__name__}"
+        fix = "give a folder that you may write, on a file system with room"
+        raise PlanError([Problem(key="--out", what=what, consequence="nothing was written", fix=fix)]) from error
+
+
 def _target(out: Path) -> Path:
     # A link given as DIR stays a link; what it points to is replaced.
     target = out.resolve()
     fault = None
     if target.exists() and not target.is_dir():
         fault = "is a file"
-    elif target.is_dir():
-        found = {entry.name for entry in target.iterdir()}
-        foreign = sorted(found - WRITTEN)
-        if foreign or (found and "resources.json" not in found):
-            fault = f"holds what synth did not write: {', '.join((foreign or sorted(found))[:3])}"
+    elif above := next((folder for folder in target.parents if folder.exists() and not folder.is_dir()), None):
+        fault = f"lies below {above}, which is a file"
+    elif target.is_dir() and (foreign := _foreign(target)):
+        fault = f"holds what synth did not write: {', '.join(foreign[:3])}"
     if fault:
         raise UsageError(
             [
@@ -95,11 +105,24 @@ def _target(out: Path) -> Path:
     return target
 
 
+def _foreign(target: Path) -> list[str]:
+    """What lies in the folder and is not of the last synth."""
+    listing = target / FILES
+    # A file of this name that is not synth's does not list itself.
+    ours = set(listing.read_text(encoding="utf-8", errors="replace").splitlines()) if listing.is_file() else set[str]()
+    # First without looking into folders: a home directory has many.
+    if foreign := {entry.name for entry in target.iterdir()} - {Path(name).parts[0] for name in ours if name}:
+        return sorted(foreign)
+    entries = (entry for entry in target.rglob("*") if entry.is_symlink() or not entry.is_dir())
+    return sorted({entry.relative_to(target).as_posix() for entry in entries} - ours)
+
+
 def _write(files: Mapping[str, str], target: Path) -> None:
+    listing = "".join(f"{name}\n" for name in sorted([*files, FILES]))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
-        for name, text in files.items():
+        for name, text in {**files, FILES: listing}.items():
             file = new / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8", newline="\n")

@@ -15,6 +15,7 @@ from components.serving.labels import common_labels
 @dataclass(frozen=True, kw_only=True)
 class Common:
     """`ready` is what must be there before any object: the namespace and its rules, and what makes pods of sets.
+    `file_system` names the shared file system: another name is another file system, with nothing on it.
     `file_provider` makes ConfigMaps, and takes over one that is there already."""
 
     namespace: str
@@ -22,6 +23,7 @@ class Common:
     image: str
     runtime: Files
     volumes: Volumes
+    file_system: str
     file_provider: pulumi.ProviderResource
 
     def child(self, parent: pulumi.Resource) -> pulumi.ResourceOptions:

@@ -10,6 +10,8 @@ What is there already is an unchanged Job, and something new is a new Job beside
   end a build that runs in its third hour when an interrupted `pulumi up` is repeated.
 - Pulumi waits for the Job. The Job's own deadline is what ends the waiting; Pulumi's is a little longer, so that the
   reason is the Job's.
+- Another shared file system is empty, so each Job of the stack begins anew there. An annotation names the file system,
+  and a change of it replaces the Job, with today's spec. The old one goes first, since the new one has its name.
 - There is no ttlSecondsAfterFinished: `pulumi refresh` would forget a Job that is gone, and the next `pulumi up` make
   it again, for nothing. A finished Job costs nothing, and goes when what it made leaves the plan.
 """
@@ -35,6 +37,8 @@ from planner.fleet import PoolPlan
 
 START_SECONDS = 3600
 """Part of every deadline: waiting for a node and for the image on it. An allowance, not a measurement."""
+
+FILE_SYSTEM = "tritonfleet.io/file-system"
 
 _PULUMI_MARGIN_SECONDS = 300
 
@@ -69,12 +73,19 @@ def once(
     wait = f"{args.deadline_seconds + _PULUMI_MARGIN_SECONDS}s"
     return Job(
         name,
-        metadata=ObjectMetaArgs(name=args.name, namespace=common.namespace, labels=dict(args.labels)),
+        metadata=ObjectMetaArgs(
+            name=args.name,
+            namespace=common.namespace,
+            labels=dict(args.labels),
+            annotations={FILE_SYSTEM: common.file_system},
+        ),
         spec=_spec(args, common.image),
         opts=pulumi.ResourceOptions(
             parent=parent,
             depends_on=depends_on,
             ignore_changes=["spec"],
+            replace_on_changes=[f'metadata.annotations["{FILE_SYSTEM}"]'],
+            delete_before_replace=True,
             custom_timeouts=pulumi.CustomTimeouts(create=wait, update=wait),
         ),
     )

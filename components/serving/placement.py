@@ -35,10 +35,16 @@ def placement(model: str, serving: ServingPlan) -> Placement:
 
 
 def room_to_surge(plan: FleetPlan, serving: ServingPlan) -> bool:
-    """Whether the pool, at its largest, holds one more of these groups beside every group of the plan."""
+    """Whether the pool, at its largest, holds one more of these groups beside every group of the plan.
+
+    One rollout may update every model of the pool. Extra pods that are alone finish one after another, but of two extra
+    groups each could take some of the free nodes and wait for the rest forever: so there must be room for all of them.
+    """
     served = [model.serving for model in plan.models if model.serving and model.serving.pool.name == serving.pool.name]
     demands = [(other.replicas * other.group_size, other.gpus_per_pod) for other in served]
-    needed = nodes_needed(serving.pool, [*demands, (serving.group_size, serving.gpus_per_pod)])
+    surging = [other for other in served if other.group_size > 1] if serving.group_size > 1 else [serving]
+    extra = [(other.group_size, other.gpus_per_pod) for other in surging]
+    needed = nodes_needed(serving.pool, [*demands, *extra])
     return needed <= max(group.max_nodes for group in serving.pool.node_groups)
 
 

@@ -57,6 +57,7 @@ class Serving(pulumi.ComponentResource):
             image=_image(plan),
             runtime=runtime_files(),
             volumes=cloud.volumes(namespace, plan.models, opts=pulumi.ResourceOptions(depends_on=ready)),
+            file_system=_file_system(plan),
             # What lies under a name made of its content is that content.
             file_provider=kubernetes.Provider(
                 f"{name}-files",
@@ -145,6 +146,14 @@ def _image(plan: FleetPlan) -> str:
     # Not through the cloud's mirrors: none caches NVIDIA's registry without an account there.
     own = plan.infrastructure.images.triton if plan.infrastructure else None
     return own or TRITON_IMAGE.reference
+
+
+def _file_system(plan: FleetPlan) -> str:
+    if plan.infrastructure is None:
+        raise ValueError("the plan has no shared file system: it is not of a managed cloud")
+    storage = plan.infrastructure.storage
+    # NFS is in every zone; Lustre is in one, and elsewhere it is another file system.
+    return f"{storage.kind}-{storage.zone}" if storage.kind == "lustre" else storage.kind
 
 
 def _serving(model: ModelPlan) -> ServingPlan:

@@ -135,5 +135,6 @@ def _folder(model: ModelPlan) -> str:
 
 
 def _revision(model: ModelPlan) -> str:
-    # The Hub's own default; the plan warns of a revision that can move.
-    return model.config.revision or "main"
+    revision = model.config.revision
+    assert revision, f"{model.name}: the plan has a source of the Hub without a revision"
+    return revision

@@ -15,6 +15,8 @@ import yaml
 
 from fleet import synth, synthesis
 from planner.errors import PlanError
+from planner.plan import plan_values
+from planner.stack_file import read_stack_file
 
 HEAD = """
 import pulumi
@@ -127,7 +129,9 @@ def test_kubernetes_objects_and_charts_become_files(program: Callable[[str], Non
     program(WHOLE)
     assert call("tiny", "--out", "out") == 0
     files = written(tmp_path / "out")
+    assert set(files) == set(files["files.txt"].decode().splitlines())
     assert set(files) == {
+        "files.txt",
         "resources.json",
         "stack-outputs.json",
         "charts/lws-system-lws/release.yaml",
@@ -244,11 +248,11 @@ def test_an_earlier_synth_is_replaced_as_a_whole(program: Callable[[str], None],
     assert call("tiny", "--out", "out") == 0
     program(HEAD)
     assert call("tiny", "--out", "out") == 0
-    assert set(written(tmp_path / "out")) == {"resources.json", "stack-outputs.json"}
+    assert set(written(tmp_path / "out")) == {"files.txt", "resources.json", "stack-outputs.json"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "program", "stacks"], "no scratch folder is left"
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "kubernetes/mine.yaml"])
+@pytest.mark.parametrize("name", ["notes.txt", "kubernetes/mine.yaml", "resources.json", "files.txt"])
 def test_a_folder_of_somebody_else_is_refused(
     name: str, program: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,6 +267,51 @@ def test_a_folder_of_somebody_else_is_refused(
     assert "is a file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "kubernetes/serving/mine.yaml", "charts/lws-system-lws/mine/a.yaml"])
+def test_ones_own_file_among_those_of_an_earlier_synth_is_kept(
+    name: str, program: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program(WHOLE)
+    assert call("tiny", "--out", "out") == 0
+    own = tmp_path / "out" / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("mine")
+    before = written(tmp_path / "out")
+    capsys.readouterr()
+    assert call("tiny", "--out", "out") == 2
+    assert f"holds what synth did not write: {name}" in capsys.readouterr().err
+    assert written(tmp_path / "out") == before
+    own.unlink()
+    assert call("tiny", "--out", "out") == 0, "what is left is synth's"
+
+
+@pytest.mark.parametrize("out", ["file/out", "file/a/b", "locked/a/out", "x" * 300])
+def test_a_folder_that_cannot_be_written_is_a_problem_of_out(
+    out: str,
+    program: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    program(WHOLE)
+    (tmp_path / "file").write_text("mine")
+    real = Path.mkdir
+
+    def refusing(path: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        # Root may write everywhere, so permissions would prove nothing.
+        if "locked" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        real(path, mode, parents, exist_ok)
+
+    monkeypatch.setattr(Path, "mkdir", refusing)
+    assert call("tiny", "--out", out, "--json") == (2 if "file" in out else 1)
+    [problem] = json.loads(capsys.readouterr().out)["problems"]
+    assert problem["key"] == "--out"
+    assert "nothing was written" in problem["consequence"]
+    assert problem["fix"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "program", "stacks"]
+
+
 def test_a_failed_run_leaves_the_earlier_files(
     program: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,12 +323,14 @@ def test_a_failed_run_leaves_the_earlier_files(
 
     def failing(path: Path, to: Path) -> Path:
         if path.name == "new":
-            raise OSError(28, "No space left on device")
+            raise OSError(28, "No space left on device", str(path), None, str(to))
         return real(path, to)
 
     monkeypatch.setattr(Path, "rename", failing)
     assert call("tiny", "--out", "out") == 1
-    assert "No space left on device" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "--out: out cannot be written: No space left on device" in told
+    assert ".out-" not in told, "the name of the scratch folder tells nobody anything"
     assert written(tmp_path / "out") == before
 
 
@@ -299,3 +350,13 @@ def test_synthesize_raises_the_problems_themselves(program: Callable[[str], None
     with pytest.raises(PlanError) as raised:
         synthesis.synthesize({}, stack="tiny")
     assert raised.value.problems[0].key == "kubernetes:core/v1:ConfigMap c"
+
+
+def test_each_warning_of_the_real_program_names_its_model() -> None:
+    folder = Path(__file__).parents[2] / "stacks"
+    values = read_stack_file(folder / "Pulumi.aws-llama-405b.yaml")
+    (model,) = plan_values(values, base_dir=folder).models
+    assert model.warnings, "or this would prove nothing"
+    told = synthesis.synthesize(values, stack="aws-llama-405b").recording.messages
+    assert {f"{model.name}: {warning}" for warning in model.warnings} <= set(told)
+    assert not set(model.warnings) & set(told)

@@ -283,6 +283,19 @@ def test_an_update_starts_a_new_group_first_where_the_pool_has_room() -> None:
     assert rollout(planned(LARGE, lambda v: v["pools"][0].update(max_nodes=4)), "llama-405b") == (1, 0)
 
 
+@pytest.mark.parametrize(("nodes", "strategy"), [(6, (0, 1)), (7, (0, 1)), (8, (1, 0))])
+def test_extra_groups_of_two_models_never_wait_for_each_others_nodes(nodes: int, strategy: tuple[int, int]) -> None:
+    """Each with half of what is free, none would start, and none of the old would end."""
+
+    def twins(values: Values) -> None:
+        values["models"].append({**model_values(values), "name": "twin"})
+        values["pools"][0].update(max_nodes=nodes)
+
+    plan = planned(LARGE, twins)
+    assert [model.nodes for model in plan.models] == [2, 2]
+    assert [rollout(plan, model.name) for model in plan.models] == [strategy, strategy]
+
+
 def test_room_is_what_all_models_of_the_pool_leave() -> None:
     plan = planned(MIG)
     first = plan.models[0]

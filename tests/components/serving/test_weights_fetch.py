@@ -2,11 +2,14 @@
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from pulumi_kubernetes.batch.v1 import Job
 
 from components.platform.namespaces import limits
-from components.serving.weights_fetch import deadline_seconds
+from components.serving import jobs
+from components.serving.weights_fetch import deadline_seconds, fetched
 from planner.plan import FleetPlan
 from planner.sources import checkpoint_folder
 from tests.components.serving.stacks import (
@@ -207,6 +210,62 @@ def test_another_image_leaves_a_fetch_alone() -> None:
     assert {k: v for k, v in before.inputs.items() if k != "spec"} == {
         k: v for k, v in after.inputs.items() if k != "spec"
     }
+
+
+def test_a_source_of_the_hub_without_a_revision_is_a_bug_of_the_plan() -> None:
+    model = planned(SMALL).models[0]
+    bare = replace(model, config=model.config.model_copy(update={"revision": None}))
+    with pytest.raises(AssertionError, match=model.name):
+        fetched(bare)
+
+
+def jobs_and_options(plan: FleetPlan, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Values, list[str]]]:
+    """The metadata of each Job, by URN, and what replaces the Job."""
+    options: dict[str, list[str]] = {}
+
+    def job(name: str, **given: Any) -> Job:
+        options[name] = given["opts"].replace_on_changes
+        return Job(name, **given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(jobs, "Job", job)
+        recorded = served(plan).of("Job")
+    assert all(one.delete_before_replace for one in recorded), "the new one has the same name"
+    return {one.urn: (one.inputs["metadata"], options[one.name]) for one in recorded}
+
+
+def on_nfs(values: Values) -> None:
+    values["storage"] = {"shared": "nfs", "accept_load_minutes": 1000}
+
+
+def test_another_file_system_begins_every_job_anew_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "tritonfleet.io/file-system"
+    site = planned(LARGE).infrastructure
+    assert site
+    assert site.storage.kind == "lustre"
+
+    def moved(**change: str) -> FleetPlan:
+        return replace(planned(LARGE), infrastructure=replace(site, storage=replace(site.storage, **change)))
+
+    before = jobs_and_options(planned(LARGE), monkeypatch)
+    assert len(before) == 2, "a fetch and a build"
+    assert all(options == [f'metadata.annotations["{key}"]'] for _, options in before.values())
+
+    for plan in (planned(LARGE, on_nfs), moved(zone="elsewhere-1a")):
+        after = jobs_and_options(plan, monkeypatch)
+        assert after.keys() == before.keys()
+        for urn, (metadata, _) in after.items():
+            assert metadata["annotations"][key] != before[urn][0]["annotations"][key]
+            assert metadata["name"] == before[urn][0]["name"]
+
+    assert jobs_and_options(other_image(planned(LARGE)), monkeypatch) == before
+    assert jobs_and_options(planned(LARGE, lambda v: v["pools"][0].update(max_nodes=4)), monkeypatch) == before
+    nfs = jobs_and_options(planned(LARGE, on_nfs), monkeypatch)
+    in_another_zone = planned(LARGE, on_nfs).infrastructure
+    assert in_another_zone
+    storage = replace(in_another_zone.storage, zone="elsewhere-1a")
+    plan = replace(planned(LARGE, on_nfs), infrastructure=replace(in_another_zone, storage=storage))
+    assert jobs_and_options(plan, monkeypatch) == nfs, "NFS is in every zone"
 
 
 def test_the_deadline_follows_all_weights_that_share_the_network() -> None:
