@@ -5,7 +5,7 @@ What is there already is an unchanged Job, and something new is a new Job beside
 - Pulumi ignores changes of the Job's spec. A Job's pod template is immutable, so that a new image digest, a fix in
   runtime/ or another request of memory would replace the Job, and claim a node and pull an image only to find the work
   done, or end a download in its second hour. So a Job keeps the spec that it began with, and one that failed begins
-  anew, with today's spec (a token that was missing, say), at the first `pulumi up` after `pulumi destroy --target URN`.
+  anew, with today's spec (a token that was missing, say), at the first `pulumi up` after `kubectl delete job`.
   The annotation `pulumi.com/replaceUnready` would begin it anew at each `pulumi up`, with the old spec, and would also
   end a build that runs in its third hour when an interrupted `pulumi up` is repeated.
 - Pulumi waits for the Job. The Job's own deadline is what ends the waiting; Pulumi's is a little longer, so that the

@@ -4,7 +4,8 @@
 
 What a resource may be given, and what a cloud adds to it, comes from the type metadata of the package's Python SDK.
 Each create, update and delete becomes a line of JSON in $SIMULATED_CLOUD_LOG, in the order in which they happened.
-What $SIMULATED_CLOUD_DRIFT holds (JSON: URN -> property -> fields) somebody else has changed since, as a refresh shows.
+What $SIMULATED_CLOUD_DRIFT holds (JSON: URN -> property -> fields; null for what is gone) somebody else has changed
+since, as a refresh shows.
 """
 
 # ruff: noqa: ARG002 - gRPC calls every method with a request and a context
@@ -114,8 +115,12 @@ class SimulatedProvider(provider_pb2_grpc.ResourceProviderServicer):
         return provider_pb2.CreateResponse(id=id_, properties=_with_computed(request.urn, request.properties))
 
     def Read(self, request: Any, context: Any) -> Any:
+        drift = _drift(request.urn)
+        if drift is None:
+            return provider_pb2.ReadResponse()
         for struct in (request.properties, request.inputs):
-            _drift(request.urn, struct)
+            for key, fields in drift.items():
+                struct.fields[key].struct_value.update(fields)
         return provider_pb2.ReadResponse(id=request.id, properties=request.properties, inputs=request.inputs)
 
     def Update(self, request: Any, context: Any) -> Any:
@@ -316,11 +321,10 @@ def _log(operation: str, urn: str) -> None:
         os.close(descriptor)
 
 
-def _drift(urn: str, struct: struct_pb2.Struct) -> None:
+def _drift(urn: str) -> dict[str, dict[str, Any]] | None:
     file = Path(os.environ["SIMULATED_CLOUD_DRIFT"])
-    drifts: dict[str, dict[str, dict[str, Any]]] = json.loads(file.read_text()) if file.exists() else {}
-    for key, fields in drifts.get(urn, {}).items():
-        struct.fields[key].struct_value.update(fields)
+    drifts: dict[str, dict[str, dict[str, Any]] | None] = json.loads(file.read_text()) if file.exists() else {}
+    return drifts.get(urn, {})
 
 
 @functools.cache

@@ -55,6 +55,16 @@ def test_from_nothing_to_a_fleet_and_back(project: Project) -> None:
     )
     assert project.preview() == []
 
+    (build,) = [
+        resource["urn"] for resource in project.state() if ":Job::" in resource["urn"] and "-engine-" in resource["urn"]
+    ]
+    changed = json.loads(project.drift.read_text())
+    project.drift.write_text(json.dumps(changed | {build: None}))
+    again = project.preview()
+    assert ("create", build) in again, "a Job that somebody deleted is made anew, and its build begins again"
+    assert len(again) == 1
+    project.drift.write_text(json.dumps(changed))
+
     assert "protected" in project.pulumi("destroy", "--yes", fails=True)
     assert project.events() == []
     project.pulumi("state", "unprotect", "--all", "--yes")
