@@ -96,11 +96,13 @@ def assets() -> Path:
     """The folder of the control plane's binaries; skips the test where there is none."""
     named = os.environ.get("KUBEBUILDER_ASSETS")
     if not named:
-        pytest.skip("KUBEBUILDER_ASSETS is not set: `setup-envtest use -p path 1.36` installs a control plane")
+        pytest.skip(
+            "KUBEBUILDER_ASSETS is not set: `make control-plane` builds one for `make test`, `setup-envtest` installs one"
+        )
     folder = Path(named)
     for binary in ("etcd", "kube-apiserver", "kubectl"):
         if not (folder / binary).is_file():
-            pytest.skip(f"KUBEBUILDER_ASSETS names {folder}, which has no {binary}")
+            pytest.skip(f"KUBEBUILDER_ASSETS names {folder}, which has no {binary}: `make control-plane` builds it")
     return folder
 
 
