@@ -96,9 +96,7 @@ def assets() -> Path:
     """The folder of the control plane's binaries; skips the test where there is none."""
     named = os.environ.get("KUBEBUILDER_ASSETS")
     if not named:
-        pytest.skip(
-            "KUBEBUILDER_ASSETS is not set: `make control-plane` builds one for `make test`, `setup-envtest` installs one"
-        )
+        pytest.skip("KUBEBUILDER_ASSETS is not set: `make control-plane` builds one, `setup-envtest` installs one")
     folder = Path(named)
     for binary in ("etcd", "kube-apiserver", "kubectl"):
         if not (folder / binary).is_file():
