@@ -15,7 +15,6 @@ Exit status: 0 fetched or already there, 1 refused, 2 wrong usage.
 
 import argparse
 import contextlib
-import errno
 import glob
 import hashlib
 import json
@@ -33,7 +32,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from runtime.errors import Refusal
-from runtime.files import file_lock, human, remove_tree, sha256, sync, sync_tree, tree_bytes
+from runtime.files import file_lock, human, make_writable, remove_tree, sha256, sync, sync_tree, tree_bytes
 from runtime.hub_errors import refusal_of
 
 Progress = Callable[[str], None]
@@ -135,10 +134,7 @@ def _repository(source: str) -> str:
 
 def _make_folders(into: Path) -> None:
     try:
-        for folder in (into / "staging", into / "locks"):
-            folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(folder, os.W_OK):
-                raise PermissionError(errno.EACCES, "it is read-only here")
+        make_writable(into / "staging", into / "locks")
     except OSError as error:
         raise Refusal(
             f"the checkpoints' folder {into} cannot be written: {error.strerror}",

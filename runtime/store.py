@@ -23,7 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import Refusal
-from runtime.files import file_lock, human, is_disk_full, regular_files, remove_tree, sha256, sync, tree_bytes
+from runtime.files import (
+    file_lock,
+    human,
+    is_disk_full,
+    make_writable,
+    regular_files,
+    remove_tree,
+    sha256,
+    sync,
+    tree_bytes,
+)
 from runtime.host import HostFacts, require_host
 from runtime.manifest import MANIFEST, check_sizes, read_manifest, unloadable, write_manifest
 from runtime.spec import Spec, check_spec, rank_files, world_size
@@ -267,10 +277,7 @@ class EngineStore:
 
     def _make_folders(self) -> None:
         try:
-            for folder in (self._engines, self._staging, self._locks):
-                folder.mkdir(parents=True, exist_ok=True)
-                if not os.access(folder, os.W_OK):
-                    raise PermissionError(errno.EACCES, "it is read-only here")
+            make_writable(self._engines, self._staging, self._locks)
         except OSError as error:
             raise Refusal(
                 f"the engine store {self.root} cannot be written: {error.strerror}",

@@ -15,6 +15,7 @@ from pulumi_kubernetes.networking.v1 import (
     NetworkPolicySpecArgs,
 )
 
+from components.labels import LABELS
 from planner.fleet import CloudPlan
 
 SERVING = "tritonfleet"
@@ -23,7 +24,6 @@ GPU_OPERATOR = "gpu-operator"
 METRICS_LABEL = "tritonfleet.io/metrics"
 """Namespaces that carry it, with the value true, may read the models' metrics."""
 METRICS_PORT = 8002
-LABELS = {"app.kubernetes.io/part-of": "tritonfleet", "app.kubernetes.io/managed-by": "pulumi"}
 
 # Pods without a GPU (downloads, a frontend, a debugging shell) and claims of models that have no replica now.
 _SPARE = 20

@@ -1,5 +1,7 @@
 """The names that objects of a model find each other by."""
 
+from components.labels import LABELS
+
 CLIENT_LABEL = "tritonfleet.io/client"
 """Namespaces that carry it, with the value true, may send requests to the models."""
 ENGINE_LABEL = "tritonfleet.io/engine"
@@ -19,8 +21,7 @@ FETCHER = "weights-fetch"
 
 def common_labels(instance: str | None = None) -> dict[str, str]:
     """The labels of every object; `instance` is the model that it belongs to."""
-    labels = {"app.kubernetes.io/part-of": "tritonfleet", "app.kubernetes.io/managed-by": "pulumi"}
-    return labels | ({INSTANCE_LABEL: instance} if instance else {})
+    return LABELS | ({INSTANCE_LABEL: instance} if instance else {})
 
 
 def pods_of(model: str) -> dict[str, str]:

@@ -17,14 +17,13 @@ from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
 
 from components.clouds.aws.storage import SharedFiles
 from components.clouds.base import POD_USER, Volumes
+from components.labels import LABELS
 from planner.plan import ModelPlan
 from planner.sources import bucket_prefix
 
 _CAPACITY = "1Ti"
 """Of every volume. Kubernetes wants a size, and refuses another one later; here it limits nothing. EFS and S3 have no
 size, and a Lustre file system grows in place."""
-
-LABELS = {"app.kubernetes.io/part-of": "tritonfleet", "app.kubernetes.io/managed-by": "pulumi"}
 
 
 @dataclass(frozen=True, kw_only=True)
