@@ -11,7 +11,8 @@ PIP := .venv/bin/pip --disable-pip-version-check install --require-hashes
 KUBERNETES := 1.36.3
 KUBEBUILDER_ASSETS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tritonfleet/envtest-$(KUBERNETES)
 export KUBEBUILDER_ASSETS
-GO_BUILD = CGO_ENABLED=0 go build -mod=readonly -trimpath -o $(KUBEBUILDER_ASSETS)/ -ldflags
+KUBERNETES_BINARIES := $(addprefix $(KUBEBUILDER_ASSETS)/,kubectl kube-apiserver kube-scheduler)
+GO_BUILD = CGO_ENABLED=0 go build -mod=readonly -trimpath -o $@ -ldflags
 
 .PHONY: demo serve test check format setup control-plane clean
 
@@ -35,14 +36,16 @@ format: .venv/test.stamp
 
 setup: .venv/test.stamp ## everything the other targets need
 
-control-plane: $(KUBEBUILDER_ASSETS)/kube-apiserver ## build etcd, kube-apiserver and kubectl for the tests that ask them (Go)
+control-plane: $(KUBEBUILDER_ASSETS)/etcd $(KUBERNETES_BINARIES) ## build etcd and Kubernetes for the tests that ask them (Go)
 
-$(KUBEBUILDER_ASSETS)/kube-apiserver:
+$(KUBEBUILDER_ASSETS)/etcd:
+	mkdir -p $(@D)
 	cd tests/cluster/tools/etcd && $(GO_BUILD) "-s -w" go.etcd.io/etcd/server/v3
-	mv $(KUBEBUILDER_ASSETS)/server $(KUBEBUILDER_ASSETS)/etcd
+
+$(KUBERNETES_BINARIES): $(KUBEBUILDER_ASSETS)/%:
+	mkdir -p $(@D)
 	cd tests/cluster/tools/kubernetes && $(GO_BUILD) "-s -w -X k8s.io/component-base/version.gitVersion=v$(KUBERNETES) \
-	  -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36" \
-	  k8s.io/kubernetes/cmd/kubectl k8s.io/kubernetes/cmd/kube-apiserver
+	  -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36" k8s.io/kubernetes/cmd/$*
 
 clean: ## remove the environment, engines and logs
 	rm -rf .venv .fleet

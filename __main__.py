@@ -25,7 +25,8 @@ def main() -> None:
     token = pulumi.Config("tritonfleet").get_secret("hugging_face_token")
     serving = Serving("serving", ServingArgs(cloud=cloud, platform=platform, plan=plan, hugging_face_token=token))
     pulumi.export("endpoints", serving.endpoints)
-    pulumi.export("bucket", cloud.bucket)
+    if cloud.bucket is not None:
+        pulumi.export("bucket", cloud.bucket)
     pulumi.export("kubeconfig", pulumi.Output.secret(cloud.kubeconfig))
     pulumi.export("engine_keys", {model.name: model.engine.id for model in plan.models})
     pulumi.export("cost", asdict(site.cost))

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from planner.strict import Strict
 
-CapacityType = Literal["spot", "on-demand", "reserved"]
+CapacityType = Literal["spot", "on-demand", "reserved", "flex-start"]
 Identity = Literal["irsa", "pod-identity"]
 
 NAME = r"^[a-z]([-a-z0-9]{0,18}[a-z0-9])?$"
@@ -18,7 +18,7 @@ Texts = Annotated[tuple[str, ...], Field(strict=False)]
 class ExistingNetworkConfig(Strict):
     """A network made elsewhere, used as it is; its range is `network.cidr`."""
 
-    id: str = Field(min_length=1, max_length=64, description="The network's id (AWS: `vpc-…`).")
+    id: str = Field(min_length=1, max_length=256, description="The network's id (AWS: `vpc-…`).")
     private_subnets: dict[str, str] = Field(
         description="Zone id to the id of a private subnet there with a route to the internet, for each of `zones`."
     )
@@ -40,8 +40,9 @@ class NetworkConfig(Strict):
         default=(), description="Ranges of networks that are or will be peered; nothing here may overlap them."
     )
     zones: Annotated[tuple[str, ...], Field(strict=False, min_length=2, max_length=6)] = Field(
-        description="Zone ids (`use1-az1`), which mean the same place in every account; names (`us-east-1a`) do not. "
-        "Adding one later moves no subnet, but replaces node groups that have no zones of their own."
+        description="Zones, by the ids that planner/catalog has: on AWS `use1-az1`, which means the same place in "
+        "every account; on Google Cloud `us-central1-a`; on Azure `eastus-1`, as AKS labels nodes. Adding one later "
+        "moves no subnet, but replaces node groups that have no zones of their own."
     )
     nat_per_zone: bool = Field(
         default=False,
@@ -60,15 +61,25 @@ class ClusterConfig(Strict):
         default=(), description="Public ranges that may reach the Kubernetes API; none: only the network itself."
     )
     administrators: Texts = Field(
-        default=(), description="Who else than its maker may administer the cluster (AWS: ARNs of IAM roles or users)."
+        default=(),
+        description="Who else than its maker may administer the cluster: ARNs of IAM roles or users (AWS), Google "
+        "groups or users, ids of Entra groups (Azure).",
     )
-    system_instance_type: str = Field(
-        default="m7i.large",
+    system_instance_type: str | None = Field(
+        default=None,
         min_length=1,
         max_length=64,
-        description="Instance type of nodes for everything but models.",
+        description="Instance type of nodes for everything but models; none: `m7i.large`, `e2-standard-4` or "
+        "`Standard_D4ds_v5`.",
     )
     system_nodes: int = Field(default=2, ge=1, le=20, description="How many of those nodes.")
+    spot_notice_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=3600,
+        description="From the notice to the end of a spot node; none: the longest that the cloud gives nodes of this "
+        "version.",
+    )
 
 
 class PoolConfig(Strict):
@@ -86,11 +97,12 @@ class PoolConfig(Strict):
         default=None,
         min_length=1,
         max_length=128,
-        description="Id of the reservation (AWS: a capacity block, `cr-…`) that `reserved` uses.",
+        description="Id of the reservation that `reserved` uses: a capacity block (AWS, `cr-…`), a reservation's name "
+        "(Google Cloud), a capacity reservation group's id (Azure).",
     )
     zones: Annotated[tuple[str, ...], Field(strict=False, min_length=1, max_length=6)] | None = Field(
         default=None,
-        description="Zone ids for these nodes; none: all of `network.zones`. Models over several nodes need one zone.",
+        description="Zones of these nodes; none: all of `network.zones`. Models over several nodes need one zone.",
     )
     min_nodes: int = Field(default=0, ge=0, le=1000, description="Nodes that always run; 0 scales to nothing.")
     max_nodes: int = Field(
@@ -108,6 +120,15 @@ class PoolConfig(Strict):
         le=48,
         description="Pods that take turns on one GPU, without a share of memory of their own.",
     )
+    queued: bool = Field(
+        default=False, description="Nodes granted all at once, by requests that wait in the cloud's queue."
+    )
+    max_price_usd_h: float | None = Field(
+        default=None,
+        gt=0,
+        le=10_000,
+        description="Most USD per hour for a spot node (Azure); none: the on-demand price.",
+    )
     disk_gib: int = Field(default=200, ge=100, le=16_384, description="Encrypted root disk: images and node cache.")
 
 
@@ -115,7 +136,9 @@ class StorageConfig(Strict):
     """Where engines and weights lie."""
 
     shared: Literal["nfs", "lustre"] = Field(
-        default="nfs", description="The file system that every pod of a model mounts (AWS: EFS, or FSx for Lustre)."
+        default="nfs",
+        description="The file system that every pod of a model mounts: EFS, Filestore or Azure Files, or FSx for "
+        "Lustre, Managed Lustre or Azure Managed Lustre.",
     )
     zone: str | None = Field(
         default=None,
@@ -124,14 +147,24 @@ class StorageConfig(Strict):
         description="Zone id of the Lustre file system; default: the first of the pools' zones by name. Another zone "
         "is another file system.",
     )
-    lustre_capacity_gib: int = Field(
-        default=7200,
-        ge=1200,
+    nfs_capacity_gib: int | None = Field(
+        default=None,
+        ge=1,
         le=1_000_000,
-        description="GiB; AWS: 1200, or a multiple of 2400. A node reads 0.6 GB/s from each 2400 GiB.",
+        description="GiB of Filestore or Azure Files, which read faster the larger they are; none: the smallest. EFS "
+        "grows by itself.",
     )
-    lustre_throughput_mb_s_per_tib: Literal[125, 250, 500, 1000] = Field(
-        default=500, description="What all nodes together read, in MB/s for each TiB of capacity."
+    lustre_capacity_gib: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="GiB, in the steps that the cloud sells; none: what loads 405B models in minutes.",
+    )
+    lustre_throughput_mb_s_per_tib: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="What all nodes together read, in MB/s for each TiB of capacity; none: 500 or 250.",
     )
     accept_load_minutes: int | None = Field(
         default=None, ge=1, le=1440, description="Minutes that loading a model from `nfs` may take without a refusal."
@@ -169,4 +202,91 @@ class AwsConfig(Strict):
     )
     account: str | None = Field(
         default=None, pattern=r"^[0-9]{12}$", description="Refuse to deploy into any other account; in quotes."
+    )
+
+
+class GcpConfig(Strict):
+    """What only Google Cloud has."""
+
+    project: str | None = Field(
+        default=None,
+        pattern=r"^[a-z][-a-z0-9]{4,28}[a-z0-9]$",
+        description="Id of the project that everything is made in. Required there.",
+    )
+
+
+class AzureConfig(Strict):
+    """What only Azure has."""
+
+    subscription: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+        description="Deploy into this subscription, whichever one is logged in to.",
+    )
+
+
+class TaintConfig(Strict):
+    """A taint that pods tolerate."""
+
+    key: str = Field(min_length=1, max_length=316)
+    value: str = Field(default="", max_length=63)
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] = "NoSchedule"
+
+
+class ExistingNodesConfig(Strict):
+    """GPU nodes that an existing cluster has; models name them as `pool`."""
+
+    name: str = Field(pattern=NAME, description="What models name them by.")
+    gpu: str = Field(min_length=1, max_length=64, description="GPU of each node (`H100-80GB`).")
+    gpus_per_node: int = Field(ge=1, le=256, description="GPUs of each node.")
+    mig_profile: str | None = Field(
+        default=None, min_length=1, max_length=64, description="Profile by which the GPUs are divided already."
+    )
+    nodes: int = Field(ge=1, le=1000, description="How many there are, or may be.")
+    vcpus: int = Field(ge=1, le=10_000, description="vCPUs of a node.")
+    memory_gib: float = Field(gt=0, le=1_000_000, description="Memory of a node in GiB.")
+    disk_gib: int = Field(default=200, ge=10, le=1_000_000, description="Disk of a node that pods may use, in GiB.")
+    resource: str = Field(
+        default="nvidia.com/gpu",
+        min_length=1,
+        max_length=253,
+        description="What pods ask for: `nvidia.com/gpu`, or a slice's name (`nvidia.com/mig-1g.10gb`).",
+    )
+    node_selector: dict[str, str] = Field(default={}, description="Labels of the nodes.")
+    tolerations: Annotated[tuple[TaintConfig, ...], Field(strict=False)] = Field(
+        default=(), description="Taints of the nodes."
+    )
+
+
+class ExistingConfig(Strict):
+    """A cluster that is there already, and what pods find on it."""
+
+    kubeconfig: str = Field(
+        default="~/.kube/config", min_length=1, max_length=1024, description="Path of the kubeconfig file."
+    )
+    context: str | None = Field(
+        default=None, min_length=1, max_length=256, description="Context in it; none: its current one."
+    )
+    storage_class: str = Field(
+        min_length=1, max_length=253, description="Storage class of the volume for weights and engines."
+    )
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = Field(
+        default="ReadWriteMany", description="`ReadWriteOnce` does where the cluster has one node."
+    )
+    volume_gib: int = Field(default=10, ge=1, le=1_000_000, description="Size of that volume in GiB.")
+    read_mb_s: int = Field(
+        default=1000,
+        ge=1,
+        le=1_000_000,
+        description="What a node reads from it, in MB/s: loading times follow from it.",
+    )
+    service_account_annotations: dict[str, str] = Field(
+        default={},
+        description="Put on the service accounts of builds and models: whatever the cluster's identity wants.",
+    )
+    install_leader_worker_set: bool = Field(
+        default=True, description="Install LeaderWorkerSet; `false` where the cluster has it."
+    )
+    nodes: Annotated[tuple[ExistingNodesConfig, ...], Field(strict=False)] = Field(
+        default=(), description="GPU nodes; a stack of CPU models needs none."
     )

@@ -6,18 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from planner.cloud_choice import EXISTING, misplaced, on_pool
 from planner.cloud_config import (
     AwsConfig,
+    AzureConfig,
     ClusterConfig,
+    ExistingConfig,
+    GcpConfig,
     ImagesConfig,
     NetworkConfig,
     PoolConfig,
     StorageConfig,
 )
 from planner.config_problems import cross_field_problems, problems_of
-from planner.errors import PlanError, Problem, did_you_mean, shown
-from planner.gpus import gpus
-from planner.instances import instances
+from planner.errors import PlanError, Problem, shown
 from planner.strict import Strict
 from planner.untyped import as_list, as_mapping
 
@@ -103,7 +105,7 @@ class ModelConfig(Strict):
         return self.quantization.kv_cache == "none" and self.quantization.weights in ("none", "int8_wo", "int4_wo")
 
 
-Cloud = Literal["existing", "aws"]
+Cloud = Literal["existing", "aws", "gcp", "azure"]
 
 
 class SiteConfig(Strict):
@@ -116,6 +118,10 @@ class SiteConfig(Strict):
     storage: StorageConfig = StorageConfig()
     images: ImagesConfig = ImagesConfig()
     aws: AwsConfig = AwsConfig()
+    gcp: GcpConfig = GcpConfig()
+    azure: AzureConfig = AzureConfig()
+    existing: ExistingConfig | None = None
+    allow_replacement: Annotated[tuple[str, ...], Field(strict=False)] = ()
     hugging_face_token: bool = False
 
 
@@ -161,17 +167,14 @@ def parse_stack(values: Mapping[str, Any]) -> ParsedStack:
         problems += found
         if pool is not None:
             pools[index] = pool
-    by_name = {pool.get("name"): pool for pool in map(as_mapping, raw_pools)}
     for index, entry in enumerate(as_list(values.get("models"))):
         key, chosen = f"models[{index}]", entry
         found_of_pool: list[Problem] = []
         if site is not None and isinstance(entry, dict):
-            chosen, found_of_pool = _on_pool(as_mapping(entry), site, by_name, key)
+            chosen, found_of_pool = on_pool(as_mapping(entry), site, values, key)
         model, found = _parse_model(chosen, key)
         # The pool decides the GPU: without the one a model lacks the other, and one of the two is said.
-        found = [
-            problem for problem in found if site is None or site.cloud == "existing" or problem.key != f"{key}.gpu"
-        ]
+        found = [problem for problem in found if problem.key != f"{key}.gpu" or (site and site.cloud == EXISTING)]
         problems += found_of_pool + found
         if model is not None and not found_of_pool:
             models[index] = model
@@ -216,81 +219,7 @@ def _parse_site(values: dict[str, Any]) -> tuple[SiteConfig | None, list[Problem
         site = SiteConfig.model_validate(kept)
     except ValidationError:
         return None, problems
-    return site, problems + _of_another_cloud(site, values)
-
-
-def _of_another_cloud(site: SiteConfig, values: dict[str, Any]) -> list[Problem]:
-    if site.cloud == "existing":
-        managed = [name for name in StackConfig.model_fields if name not in ("cloud", "models") and name in values]
-        return [
-            Problem(
-                key=name,
-                what="is for a cloud that this program builds the cluster on",
-                consequence="it would have no effect on an existing cluster",
-                fix=f"remove it, or choose {NAMESPACE}:cloud: aws",
-            )
-            for name in managed
-        ]
-    needed = {
-        "region": "give a region, for example us-east-1",
-        "network": "give at least `network: {zones: [use1-az1, use1-az2, use1-az4]}`",
-        "pools": "list at least one pool of GPU nodes",
-    }
-    return [
-        Problem(key=name, what="is missing", consequence="nothing says where the models run", fix=fix)
-        for name, fix in needed.items()
-        if not values.get(name)
-    ]
-
-
-def _on_pool(
-    model: dict[Any, Any], site: SiteConfig, pools: Mapping[Any, dict[Any, Any]], key: str
-) -> tuple[dict[Any, Any], list[Problem]]:
-    """The model with the GPU that its pool decides, and what is wrong with the choice of pool."""
-    name = model.get("pool")
-    if site.cloud == "existing":
-        cost = "it would have no effect: an existing cluster has no pools of this stack"
-        problem = Problem(key=f"{key}.pool", what="is for a managed cloud", consequence=cost, fix="remove it")
-        return model, [problem] if "pool" in model else []
-    pool = pools.get(name) if isinstance(name, str) else None
-    if pool is None:
-        names = [str(known) for known in pools]
-        known = f"give one of {', '.join(names)}" if names else "list the pool under `pools`"
-        fix = did_you_mean(name, names, known) if isinstance(name, str) else known
-        what = "is missing" if name is None else f"no pool named {shown(name)}"
-        cost = "nothing says which GPUs the model runs on"
-        return model, [Problem(key=f"{key}.pool", what=what, consequence=cost, fix=fix)]
-    if model.get("backend") == "cpu":
-        what, cost = "cpu, on a pool of GPUs", "the GPUs would be paid for and never used"
-        fix = "choose tensorrt or pytorch"
-        return model, [Problem(key=f"{key}.backend", what=what, consequence=cost, fix=fix)]
-    first = next(iter(as_list(pool.get("instance_types"))), None)
-    instance = instances(site.cloud).get(first) if isinstance(first, str) else None
-    if instance is None:
-        return model, []  # said of the pool
-    profile = pool.get("mig_profile")
-    # A profile that the GPU does not have is said of the pool alone.
-    mig_profile = profile if isinstance(profile, str) and profile in gpus()[instance.gpu].mig_slices else None
-    decided = {"gpu": instance.gpu, "mig_profile": mig_profile}
-    problems = [
-        Problem(
-            key=f"{key}.{field}",
-            what=f"{shown(model[field])}, but pool {name} has {value or 'whole GPUs'}",
-            consequence="the engine would be built for a GPU that the pool does not have",
-            fix="remove it: the pool decides",
-        )
-        for field, value in decided.items()
-        if field in model and model[field] != value
-    ]
-    # As many GPUs as the group needs of a node: one engine then serves nodes of any larger size.
-    per_node = 1 if mig_profile else min(instance.gpu_count, _ranks(model))
-    return {"gpus_per_node": per_node, **model, **decided}, problems
-
-
-def _ranks(model: dict[Any, Any]) -> int:
-    degrees = [model.get(degree, 1) for degree in ("tensor_parallel", "pipeline_parallel")]
-    tensor, pipeline = (degree if isinstance(degree, int) and degree > 0 else 1 for degree in degrees)
-    return tensor * pipeline
+    return site, problems + misplaced(site, values)
 
 
 def _parse_pool(entry: object, key: str) -> tuple[PoolConfig | None, list[Problem]]:

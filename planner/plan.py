@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from planner import sharding
+from planner.cloud_choice import EXISTING
 from planner.config import ModelConfig, ParsedStack, parse_stack
 from planner.config_problems import Finding
 from planner.engine_key import EngineSpec, engine_spec
 from planner.errors import PlanError, Problem
+from planner.existing import plan_existing
 from planner.fleet import CloudPlan, ServingPlan
 from planner.gpus import gpus
 from planner.memory import GIB, RankMemory, rank_memory
@@ -45,7 +47,7 @@ class ModelPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetPlan:
-    """A whole stack, decided. `infrastructure` is None on an existing cluster and on a laptop."""
+    """A whole stack, decided. `infrastructure` is None on a laptop."""
 
     cloud: str
     models: tuple[ModelPlan, ...]
@@ -111,8 +113,10 @@ def _plan(parsed: ParsedStack, base_dir: Path) -> FleetPlan:
         except PlanError as error:
             problems += error.problems
     site = None
-    if parsed.site is not None and parsed.site.cloud != "existing":
-        site, found = plan_site(parsed, plans)
+    if parsed.site is not None:
+        # An existing cluster that is not named is a laptop's stack: there is nothing to deploy to.
+        where = plan_site if parsed.site.cloud != EXISTING else plan_existing if parsed.site.existing else None
+        site, found = where(parsed, plans) if where else (None, [])
         problems += found
     if problems or parsed.site is None:
         raise PlanError(problems)

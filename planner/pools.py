@@ -8,27 +8,27 @@ from planner.cloud_config import CapacityType, PoolConfig
 from planner.clouds import CloudFacts
 from planner.config_problems import Finding
 from planner.errors import Problem, did_you_mean, shown
-from planner.fleet import NodeGroupPlan, PoolPlan, Taint
+from planner.fleet import Fabric, NodeGroupPlan, PoolPlan, Taint
 from planner.gpus import gpus
 from planner.instances import InstanceType, instances, zones
-
-POOL_LABEL = "tritonfleet.io/pool"
-NODE_GROUP_LABEL = "tritonfleet.io/node-group"
-CAPACITY_LABEL = "tritonfleet.io/capacity-type"
-MIG_CONFIG_LABEL = "nvidia.com/mig.config"
-MIG_STATE_LABEL = "nvidia.com/mig.config.state"
-DEVICE_PLUGIN_CONFIG_LABEL = "nvidia.com/device-plugin.config"
-
-GPU_TAINT = Taint(key="nvidia.com/gpu", value="present")
-SPOT_TAINT = Taint(key=CAPACITY_LABEL, value="spot")
-# The prefix tells the cluster autoscaler that nodes begin with this taint and lose it by themselves.
-MIG_STARTUP_TAINT = Taint(key="startup-taint.cluster-autoscaler.kubernetes.io/mig", value="pending")
+from planner.pool_labels import (
+    CAPACITY_LABEL,
+    DEVICE_PLUGIN_CONFIG_LABEL,
+    DEVICE_PLUGIN_LABEL,
+    GPU_RESOURCE,
+    GPU_TAINT,
+    MIG_CONFIG_LABEL,
+    MIG_STARTUP_TAINT,
+    NODE_GROUP_LABEL,
+    POOL_LABEL,
+    ZONE_LABEL,
+)
 
 # The slowest network that NVIDIA's collectives are commonly run over between nodes: p4d's 400 Gbit/s for eight GPUs.
 FAST_GBPS_PER_GPU = 50
 
 # Which capacity type is tried first: what is paid for anyway, then the cheapest.
-PRIORITY: Mapping[CapacityType, int] = {"reserved": 30, "spot": 20, "on-demand": 10}
+PRIORITY: Mapping[CapacityType, int] = {"reserved": 40, "spot": 30, "flex-start": 20, "on-demand": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def check_pool(
     config: PoolConfig, *, cloud: CloudFacts, region: str, network_zones: Sequence[str], key: str
 ) -> tuple[CheckedPool | None, list[Problem]]:
     """The pool with what the catalogue knows of it, or every reason why there can be no such nodes."""
-    found = list(_shape(config))
+    found = [*_shape(config), *_name(config, cloud)]
     known = instances(cloud.name)
     types = tuple(known[name] for name in config.instance_types if name in known)
     for index, name in enumerate(config.instance_types):
@@ -65,7 +65,7 @@ def check_pool(
                 (f"instance_types[{index}]", f"{shown(name)} is no GPU instance type of {cloud.name}", _NO_NODES, fix)
             )
     if types:
-        found += [*_alike(types), *_capacity(config, types, cloud), *_partition(config, types[0])]
+        found += [*_alike(types, cloud), *_capacity(config, types, cloud), *_partition(config, types[0], cloud)]
     used = config.zones or tuple(network_zones)
     found += _placement(used, types, network_zones, zones(cloud.name, region))
     problems = [Problem(key=f"{key}.{field}", what=what, consequence=cost, fix=fix) for field, what, cost, fix in found]
@@ -75,54 +75,76 @@ def check_pool(
 def plan_pool(pool: CheckedPool, cloud: CloudFacts, *, rdma: bool) -> PoolPlan:
     """The pool as it is built; with `rdma` its nodes get every RDMA interface that the instance type has."""
     config, first = pool.config, pool.instance
-    gpu = gpus()[first.gpu]
-    interfaces = first.rdma_interfaces if rdma else 0
-    resource, units = "nvidia.com/gpu", first.gpu_count * (config.time_slicing or 1)
-    if config.mig_profile:
-        resource = gpu.mig_resource[config.mig_profile]
-        units = first.gpu_count * gpu.mig_slices[config.mig_profile]
-    hugepages_mib = cloud.hugepages_mib if interfaces else 0
-    selector = {POOL_LABEL: config.name} | ({MIG_STATE_LABEL: "success"} if config.mig_profile else {})
-    spot = (SPOT_TAINT,) if "spot" in config.capacity else ()
-    allocatable = {resource: str(units)}
-    if interfaces:
-        allocatable |= {cloud.rdma_resource: str(interfaces), "hugepages-2Mi": f"{hugepages_mib}Mi"}
-    mig_config = f"all-{config.mig_profile.replace('+', '.')}" if config.mig_profile else None
+    gpu, mig, profile = gpus()[first.gpu], cloud.mig, config.mig_profile
+    fabric = cloud.fabrics.get(first.rdma) if rdma else None
+    interfaces = first.rdma_interfaces if fabric else 0
+    resource, units = GPU_RESOURCE, first.gpu_count * (config.time_slicing or 1)
+    selector, tolerations = {POOL_LABEL: config.name}, [GPU_TAINT]
+    if profile:
+        resource = GPU_RESOURCE if mig.whole_resource else gpu.mig_resource[profile]
+        units = first.gpu_count * gpu.mig_slices[profile]
+        selector |= {key: value.format(name=mig.profiles(gpu)[profile]) for key, value in mig.node_labels.items()}
+    if cloud.pool_label:
+        selector[cloud.pool_label] = config.name
+        tolerations.append(Taint(key=cloud.pool_label, value=config.name))
+    plain = tuple(tolerations)
+    if "spot" in config.capacity:
+        tolerations.append(cloud.spot_taint)
+    allocatable = {resource: str(units)} | _allocatable(fabric, interfaces)
     return PoolPlan(
         name=config.name,
         gpu=first.gpu,
         gpus_per_node=first.gpu_count,
         gpu_resource=resource,
         units_per_node=units,
-        mig_profile=config.mig_profile,
-        mig_config=mig_config,
+        mig_profile=profile,
+        mig_name=mig.profiles(gpu)[profile] if profile else None,
         time_slicing=config.time_slicing,
         vcpus=min(instance.vcpus for instance in pool.instances),
         memory_gib=min(instance.memory_gib for instance in pool.instances),
         local_nvme_gb=min(instance.local_nvme_gb for instance in pool.instances),
         disk_gib=config.disk_gib,
         rdma_interfaces=interfaces,
-        rdma_resource=cloud.rdma_resource if interfaces else None,
-        hugepages_mib=hugepages_mib,
+        fabric=fabric,
+        max_price_usd_h=config.max_price_usd_h,
         node_selector=selector,
-        tolerations=(GPU_TAINT, *spot),
-        spread_label=NODE_GROUP_LABEL,
-        node_groups=tuple(
-            _node_group(pool, capacity, mig_config, allocatable, cloud.gpu_label) for capacity in config.capacity
-        ),
+        tolerations=tuple(tolerations),
+        together=(NODE_GROUP_LABEL, ZONE_LABEL),
+        node_groups=tuple(_node_group(pool, capacity, plain, allocatable, cloud) for capacity in config.capacity),
     )
 
 
+def _allocatable(fabric: Fabric | None, interfaces: int) -> dict[str, str]:
+    if fabric is None:
+        return {}
+    pages = {"hugepages-2Mi": f"{fabric.hugepages_mib}Mi"} if fabric.hugepages_mib else {}
+    return ({fabric.resource: str(interfaces)} if fabric.resource else {}) | pages
+
+
 def _node_group(
-    pool: CheckedPool, capacity: CapacityType, mig_config: str | None, allocatable: dict[str, str], gpu_label: str
+    pool: CheckedPool,
+    capacity: CapacityType,
+    taints: tuple[Taint, ...],
+    allocatable: dict[str, str],
+    cloud: CloudFacts,
 ) -> NodeGroupPlan:
     config = pool.config
     name = f"{config.name}-{capacity}"
     labels = {POOL_LABEL: config.name, NODE_GROUP_LABEL: name, CAPACITY_LABEL: capacity}
-    if mig_config is None:
+    if cloud.pool_label:
+        labels[cloud.pool_label] = config.name
+    if config.mig_profile is None:
         # Without it the autoscaler adds a second node while the first one's device plugin starts. A divided node has no
         # whole GPUs: with it, it would count as never ready.
-        labels[gpu_label] = pool.instance.gpu.lower()
+        labels |= {key: value.format(gpu=pool.instance.gpu.lower()) for key, value in cloud.gpu_labels.items()}
+    else:
+        if cloud.mig.labelled:
+            labels[MIG_CONFIG_LABEL] = cloud.mig.profiles(gpus()[pool.instance.gpu])[config.mig_profile]
+        if cloud.mig.gate == "device-plugin":
+            # The GPU operator starts no device plugin on a node with this, so that there is no GPU to ask for.
+            labels[DEVICE_PLUGIN_LABEL] = "false"
+    if config.time_slicing and "gpu-operator" not in cloud.brings:
+        labels[DEVICE_PLUGIN_CONFIG_LABEL] = f"shared-{config.time_slicing}"
     return NodeGroupPlan(
         name=name,
         capacity=capacity,
@@ -133,18 +155,11 @@ def _node_group(
         min_nodes=config.min_nodes if capacity == config.capacity[0] else 0,
         max_nodes=config.max_nodes,
         reservation=config.reservation if capacity == "reserved" else None,
-        labels=labels | _operator_labels(config, mig_config),
-        taints=(GPU_TAINT, SPOT_TAINT) if capacity == "spot" else (GPU_TAINT,),
-        startup_taints=(MIG_STARTUP_TAINT,) if mig_config else (),
+        labels=labels,
+        taints=(*taints, cloud.spot_taint) if capacity == "spot" else taints,
+        startup_taints=(MIG_STARTUP_TAINT,) if config.mig_profile and cloud.mig.gate == "taint" else (),
         allocatable=allocatable,
     )
-
-
-def _operator_labels(config: PoolConfig, mig_config: str | None) -> dict[str, str]:
-    """What the GPU operator reads off a node: how to divide its GPUs, and how to share them."""
-    if mig_config:
-        return {MIG_CONFIG_LABEL: mig_config}
-    return {DEVICE_PLUGIN_CONFIG_LABEL: f"shared-{config.time_slicing}"} if config.time_slicing else {}
 
 
 _NO_NODES = "no node of this pool could be started; its pods would stay pending"
@@ -178,8 +193,23 @@ def _shape(config: PoolConfig) -> Iterator[Finding]:
         yield "time_slicing", "together with mig_profile", cost, "choose one of the two"
 
 
-def _alike(types: Sequence[InstanceType]) -> Iterator[Finding]:
+def _name(config: PoolConfig, cloud: CloudFacts) -> Iterator[Finding]:
+    rule = cloud.pool_name
+    if not rule.pattern.fullmatch(config.name):
+        cost = f"{cloud.title} would refuse the node pool's name"
+        yield (
+            "name",
+            f"{shown(config.name)} is too long or has other letters",
+            cost,
+            f"give {rule.words}: {rule.example}",
+        )
+
+
+def _alike(types: Sequence[InstanceType], cloud: CloudFacts) -> Iterator[Finding]:
     first = types[0]
+    if len(types) > 1 and not cloud.mixed_types:
+        what = f"{len(types)} of them, and a node pool of {cloud.title} has one"
+        yield "instance_types", what, "the node pool would be refused", "make a pool for each"
     for other in types[1:]:
         for what, mine, theirs in (
             ("GPU", first.gpu, other.gpu),
@@ -197,22 +227,26 @@ def _capacity(config: PoolConfig, types: Sequence[InstanceType], cloud: CloudFac
             if not instance.spot_supported:
                 what = f"spot, and {instance.name} is never offered as spot"
                 yield "capacity", what, _NO_NODES, "remove spot, or the instance type"
+    if "flex-start" in config.capacity:
+        for instance in types:
+            if "flex-start" not in instance.reservation_kinds:
+                what = f"flex-start, and {instance.name} is not offered so"
+                yield "capacity", what, _NO_NODES, "remove flex-start, or the instance type"
     if "reserved" not in config.capacity:
         return
     if len(types) > 1:
         what = f"reserved with {len(types)} instance types"
         yield "capacity", what, "a reservation is of one instance type", "make a pool of its own for the reservation"
-    kinds = types[0].reservation_kinds
-    if kinds and cloud.reservation_kind not in kinds:
-        what = f"reserved, and {types[0].name} has no {cloud.reservation_kind}"
+    kinds, rule = types[0].reservation_kinds, cloud.reservation_id
+    if kinds and not set(cloud.reservation_kinds) & set(kinds):
+        what = f"reserved, and {types[0].name} has no {' or '.join(cloud.reservation_kinds)}"
         yield "capacity", what, "the node group would be refused", "choose spot or on-demand"
-    if config.reservation and not cloud.reservation_id.fullmatch(config.reservation):
-        what = f"{shown(config.reservation)} is not the id of a {cloud.reservation_kind}"
-        fix = f"give one like {cloud.reservation_example}"
-        yield "reservation", what, "the node group would be refused", fix
+    if config.reservation and not rule.pattern.fullmatch(config.reservation):
+        what = f"{shown(config.reservation)} is not {rule.words}"
+        yield "reservation", what, "the node group would be refused", f"give one like {rule.example}"
 
 
-def _partition(config: PoolConfig, first: InstanceType) -> Iterator[Finding]:
+def _partition(config: PoolConfig, first: InstanceType, cloud: CloudFacts) -> Iterator[Finding]:
     if config.mig_profile is None:
         return
     gpu = gpus()[first.gpu]
@@ -226,6 +260,11 @@ def _partition(config: PoolConfig, first: InstanceType) -> Iterator[Finding]:
         fix = did_you_mean(config.mig_profile, gpu.mig_slices, listed)
         what = f"{shown(config.mig_profile)} is not a profile of {gpu.name}"
         yield "mig_profile", what, "the GPU cannot be divided as asked", fix
+    elif config.mig_profile not in cloud.mig.profiles(gpu):
+        able = ", ".join(cloud.mig.profiles(gpu))
+        what = f"{config.mig_profile}, which {cloud.title} does not make of {gpu.name}"
+        fix = f"give one of {able}" if able else "remove it: this GPU is only given whole"
+        yield "mig_profile", what, "the node group would be refused", fix
 
 
 def _placement(

@@ -23,7 +23,7 @@ def estimate_cost(cloud: str, region: str, pools: Sequence[PoolPlan], nodes_want
     return CostEstimate(
         lines=(*preferred, *others),
         usd_per_month=total,
-        note=_note(cloud, region, pools, known),
+        note=_note(region, pools, known),
     )
 
 
@@ -33,17 +33,18 @@ def quota_needs(cloud: str, pools: Sequence[PoolPlan]) -> tuple[QuotaNeed, ...]:
     A node group of several instance types may be all of its largest. Reserved capacity was bought against a limit of
     its own and needs no other.
     """
-    known = instances(cloud)
+    known, unit = instances(cloud), cloud_facts(cloud).quota_unit
     needed: dict[str, int] = {}
     for group in (group for pool in pools for group in pool.node_groups):
         most: dict[str, int] = {}
         for name in group.instance_types:
             quota = _quota(cloud, group, name)
             if quota is not None:
-                most[quota] = max(most.get(quota, 0), known[name].vcpus)
-        for quota, vcpus in most.items():
-            needed[quota] = needed.get(quota, 0) + vcpus * group.max_nodes
-    return tuple(QuotaNeed(name=name, needed=vcpus, unit="vCPU") for name, vcpus in sorted(needed.items()))
+                count = known[name].gpu_count if unit == "GPU" else known[name].vcpus
+                most[quota] = max(most.get(quota, 0), count)
+        for quota, count in most.items():
+            needed[quota] = needed.get(quota, 0) + count * group.max_nodes
+    return tuple(QuotaNeed(name=name, needed=count, unit=unit) for name, count in sorted(needed.items()))
 
 
 def _line(group: NodeGroupPlan, nodes: int, known: Mapping[str, InstanceType]) -> CostLine:
@@ -67,7 +68,7 @@ def _price(group: NodeGroupPlan, instance: InstanceType) -> tuple[float | None, 
     return None, ""
 
 
-def _note(cloud: str, region: str, pools: Sequence[PoolPlan], known: Mapping[str, InstanceType]) -> str:
+def _note(region: str, pools: Sequence[PoolPlan], known: Mapping[str, InstanceType]) -> str:
     groups = [(group, known[group.instance_types[0]]) for pool in pools for group in pool.node_groups]
     facts = ["Estimate: GPU nodes only, without control plane, system nodes, storage and traffic"]
     priced = {instance.price_region: "" for group, instance in groups if _price(group, instance)[0] is not None}
@@ -79,7 +80,7 @@ def _note(cloud: str, region: str, pools: Sequence[PoolPlan], known: Mapping[str
     if any(group.capacity == "spot" for group, _ in groups):
         facts.append("spot prices move")
     if any(group.capacity == "reserved" for group, _ in groups):
-        facts.append(f"a {cloud_facts(cloud).reservation_kind} costs what was agreed when it was bought")
+        facts.append("reserved capacity costs what was agreed when it was bought")
     if any(len(group.instance_types) > 1 for group, _ in groups):
         facts.append("each pool at its first instance type")
     unknown = [group.name for group, instance in groups if _price(group, instance)[0] is None]

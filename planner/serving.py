@@ -3,11 +3,11 @@
 import math
 from collections.abc import Iterator
 
-from planner.clouds import CloudFacts, ReadRate
+from planner.clouds.facts import ReadRate
 from planner.config import ModelConfig
 from planner.config_problems import Finding
 from planner.errors import Problem
-from planner.fleet import PoolPlan, ServingPlan
+from planner.fleet import PoolPlan, ServingPlan, SpotNotice
 from planner.memory import GIB, RankMemory
 
 # Share of a node's CPUs and memory that pods may ask for: the kubelet, DaemonSets and drivers take the rest.
@@ -19,31 +19,40 @@ NODE_START_SECONDS = 900
 # Launching ranks, loading kernels, allocating the KV cache and capturing CUDA graphs; an allowance, not a measurement.
 INITIALISE_SECONDS = 300
 
-# From a pod's deletion until every proxy has stopped sending to it.
-PRESTOP_SECONDS = 5
-# From the end of the drain until the last rank is gone.
-EXIT_SECONDS = 15
-# A notice reaches the node's pods a little after the cloud has given it.
-NOTICE_MARGIN_SECONDS = 10
+# Of the end of a pod: until every proxy has stopped sending to it, and from the end of the drain until the last rank is
+# gone. Where a pod has less than SHORT_SECONDS for all of it, the second figures: requests in flight get the rest.
+SHORT_SECONDS = 60
+PRESTOP_SECONDS, SHORT_PRESTOP_SECONDS = 5, 2
+EXIT_SECONDS, SHORT_EXIT_SECONDS = 15, 5
 DRAIN_WITHOUT_NOTICE_SECONDS = 300
 
 
 def plan_serving(
-    model: ModelConfig, memory: tuple[RankMemory, ...], *, nodes: int, pool: PoolPlan, rate: ReadRate, cloud: CloudFacts
+    model: ModelConfig,
+    memory: tuple[RankMemory, ...],
+    *,
+    nodes: int,
+    pool: PoolPlan,
+    rate: ReadRate,
+    notice: SpotNotice,
 ) -> ServingPlan:
     """How groups of `nodes` pods of the model run on `pool`."""
     gpus_per_pod = model.world_size // nodes
     share = gpus_per_pod / pool.units_per_node
     memory_mib = math.floor(pool.memory_gib * 1024 * USABLE * share)
     load = math.ceil(sum(rank.weights_bytes for rank in memory) / 1e9 / rate.gb_s)
-    grace = grace_seconds(pool, cloud)
+    grace = grace_seconds(pool, notice)
+    short = grace < SHORT_SECONDS
+    prestop, end = (SHORT_PRESTOP_SECONDS, SHORT_EXIT_SECONDS) if short else (PRESTOP_SECONDS, EXIT_SECONDS)
+    fabric = pool.fabric
+    of_pod, of_node = (fabric.hugepages_pod_mib, fabric.hugepages_mib) if fabric else (0, 0)
     return ServingPlan(
         pool=pool,
         replicas=model.serving.replicas,
         group_size=nodes,
         gpus_per_pod=gpus_per_pod,
         rdma_per_pod=math.floor(pool.rdma_interfaces * share),
-        hugepages_mib=min(cloud.hugepages_pod_mib, math.floor(pool.hugepages_mib * share) // 2 * 2),
+        hugepages_mib=min(of_pod, math.floor(of_node * share) // 2 * 2),
         shm_mib=min(SHM_GIB_PER_GPU * 1024 * gpus_per_pod, memory_mib // 4),
         cpu_millis=math.floor(pool.vcpus * 1000 * USABLE * share),
         memory_mib=memory_mib,
@@ -51,17 +60,17 @@ def plan_serving(
         load_source=rate.source,
         # Twice the estimate: storage is shared, and its throughput a figure of its maker.
         startup_seconds=2 * load + INITIALISE_SECONDS + (NODE_START_SECONDS if nodes > 1 else 0),
-        prestop_seconds=PRESTOP_SECONDS,
-        drain_seconds=grace - PRESTOP_SECONDS - EXIT_SECONDS,
+        prestop_seconds=prestop,
+        drain_seconds=grace - prestop - end,
         grace_seconds=grace,
         log_level=model.serving.log_level,
     )
 
 
-def grace_seconds(pool: PoolPlan, cloud: CloudFacts) -> int:
+def grace_seconds(pool: PoolPlan, notice: SpotNotice) -> int:
     """From SIGTERM to SIGKILL: inside the spot notice where nodes may be spot, else long enough for long answers."""
     if any(group.capacity == "spot" for group in pool.node_groups):
-        return cloud.spot_notice_seconds - NOTICE_MARGIN_SECONDS
+        return notice.pod_seconds
     return DRAIN_WITHOUT_NOTICE_SECONDS + PRESTOP_SECONDS + EXIT_SECONDS
 
 
@@ -116,20 +125,20 @@ def _placement(model: ModelConfig, pool: PoolPlan, nodes: int, fast_network: boo
 
 
 def placement_warnings(
-    model: ModelConfig, serving: ServingPlan, *, rdma: bool, own_image: bool, nodes_filled: int, cloud: CloudFacts
+    model: ModelConfig, serving: ServingPlan, *, rdma: bool, own_image: bool, nodes_filled: int, notice: SpotNotice
 ) -> Iterator[str]:
     """What is allowed but slow or risky where the model runs."""
     if serving.group_size > 1 and not rdma:
         yield f"{serving.group_size} nodes without RDMA: pipeline stages exchange activations over ordinary Ethernet"
-    if serving.rdma_per_pod and not own_image:
-        yield (
-            f"{serving.pool.rdma_resource} needs a libfabric plugin for NCCL, and NVIDIA's stock image is not known to "
-            "have it; without it NCCL takes TCP. Give images.triton one that does; the ranks' logs then say NET/OFI"
-        )
+    fabric = serving.pool.fabric
+    if fabric and serving.rdma_per_pod and not own_image:
+        yield f"{fabric.resource or fabric.kind} needs {fabric.image_needs}"
+    if fabric and serving.rdma_per_pod and fabric.exception:
+        yield f"pods over {fabric.kind} cannot meet the restricted Pod Security Standard: {fabric.exception}"
     spot = any(group.capacity == "spot" for group in serving.pool.node_groups)
-    if spot and serving.load_seconds > cloud.spot_notice_seconds:
+    if spot and serving.load_seconds > notice.seconds:
         yield (
-            f"loading takes about {serving.load_seconds} s (estimate), longer than the {cloud.spot_notice_seconds} s "
+            f"loading takes about {serving.load_seconds} s (estimate), longer than the {notice.seconds} s "
             "notice of spot nodes: with one replica each reclaim is an outage"
             if serving.replicas == 1
             else f"loading takes about {serving.load_seconds} s (estimate) after each reclaim of a spot node"

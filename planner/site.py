@@ -2,25 +2,25 @@
 
 import ipaddress
 import math
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from planner import serving
 from planner.clouds import CloudFacts, cloud_facts
+from planner.clouds.facts import version_of
 from planner.config import ParsedStack, SiteConfig
 from planner.config_problems import Finding
 from planner.errors import Problem, did_you_mean, shown
-from planner.fleet import CloudPlan, NetworkPlan, PoolPlan, ServingPlan, StoragePlan
+from planner.fleet import CloudPlan, NetworkPlan, PoolPlan, ServingPlan, SpotNotice, StoragePlan
 from planner.instances import regions
 from planner.memory import GIB
 from planner.network import address_problems, plan_network
 from planner.pools import CheckedPool, check_pool, nodes_needed, plan_pool
 from planner.pricing import estimate_cost, quota_needs
 
-# From here on one node reads faster from Lustre than from elastic NFS (planner/clouds.py has both rates).
-SERVES_QUICKLY_GIB = 7200
+# The longest spot notice of any cloud: a group that loads for longer is not back before its predecessor is gone.
+QUICK_SECONDS = 120
 
 if TYPE_CHECKING:
     from planner.plan import ModelPlan
@@ -40,6 +40,7 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
     config = parsed.site
     assert config is not None
     cloud = cloud_facts(config.cloud)
+    notice = _notice(config, cloud)
     problems = [*_settings(parsed, config, cloud), *_sources(models)]
     network, found = _network(config)
     problems += found
@@ -69,7 +70,7 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
         problems += found
         if not found:
             plans[index] = serving.plan_serving(
-                model.config, model.memory, nodes=model.nodes, pool=plan, rate=rate, cloud=cloud
+                model.config, model.memory, nodes=model.nodes, pool=plan, rate=rate, notice=notice
             )
     problems += [*_slow_storage(config, plans, models, cloud), *_small_storage(config, models, cloud)]
     wanted = {name: nodes_needed(plan, _demands(plan, plans)) for name, plan in pools.items()}
@@ -81,7 +82,7 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
                 rdma=landed[index].instance.rdma_interfaces > 0,
                 own_image=config.images.triton is not None,
                 nodes_filled=wanted[plan.pool.name],
-                cloud=cloud,
+                notice=notice,
             )
         )
         for index, plan in plans.items()
@@ -96,24 +97,43 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
         name=config.cloud,
         region=config.region,
         cluster=config.cluster,
+        system_instance_type=config.cluster.system_instance_type or cloud.system_instance_type,
         network=network,
         pools=in_order,
-        storage=StoragePlan(
-            kind=config.storage.shared,
-            capacity_gib=config.storage.lustre_capacity_gib,
-            throughput_mb_s_per_tib=config.storage.lustre_throughput_mb_s_per_tib,
-            # By name, not by place in the file: another order must not move the file system.
-            zone=config.storage.zone or min(zone for pool in checked.values() for zone in pool.zones),
-            node_cache=config.storage.node_cache,
-            keep_data=config.storage.keep_data,
-        ),
+        storage=_storage(config, cloud, checked.values()),
         images=config.images,
+        spot_notice=notice,
+        brings=cloud.brings,
+        mig_strategy="single" if cloud.mig.whole_resource else "mixed",
+        allow_replacement=config.allow_replacement,
         aws=config.aws,
+        gcp=config.gcp,
+        azure=config.azure,
+        existing=None,
         hugging_face_token=config.hugging_face_token,
         cost=estimate_cost(config.cloud, config.region, in_order, wanted),
         quotas=quota_needs(config.cloud, in_order),
     )
     return Site(cloud=plan, serving=plans, warnings=warnings), problems
+
+
+def _storage(config: SiteConfig, cloud: CloudFacts, pools: Iterable[CheckedPool]) -> StoragePlan:
+    lustre = config.storage.shared == "lustre"
+    return StoragePlan(
+        kind=config.storage.shared,
+        capacity_gib=cloud.lustre_gib(config.storage) if lustre else cloud.nfs_gib(config.storage),
+        throughput_mb_s_per_tib=cloud.lustre_tier(config.storage),
+        # By name, not by place in the file: another order must not move the file system.
+        zone=config.storage.zone or min(zone for pool in pools for zone in pool.zones),
+        node_cache=config.storage.node_cache,
+        keep_data=config.storage.keep_data,
+    )
+
+
+def _notice(config: SiteConfig, cloud: CloudFacts) -> SpotNotice:
+    version, asked = config.cluster.kubernetes_version, config.cluster.spot_notice_seconds
+    fitting = (notice for notice in cloud.spot_notices if notice.seconds == asked)
+    return next(fitting, cloud.spot_notice(version))
 
 
 def _network(config: SiteConfig) -> tuple[NetworkPlan | None, list[Problem]]:
@@ -139,7 +159,14 @@ def _checked_pools(
 
 
 def _settings(parsed: ParsedStack, config: SiteConfig, cloud: CloudFacts) -> list[Problem]:
-    found = [*_region(config), *_access(config), *_lustre(config, cloud), *_storage_zone(parsed, config)]
+    found = [
+        *_region(config),
+        *_access(config, cloud),
+        *_spot_notice(config, cloud),
+        *_file_system(config, cloud),
+        *_storage_zone(parsed, config),
+        *_replacements(parsed, config),
+    ]
     return [Problem(key=key, what=what, consequence=cost, fix=fix) for key, what, cost, fix in found]
 
 
@@ -151,7 +178,8 @@ def _region(config: SiteConfig) -> Iterator[Finding]:
         yield "region", what, "nothing could be made there", fix
 
 
-def _access(config: SiteConfig) -> Iterator[Finding]:
+def _access(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
+    rule = cloud.administrator
     for index, cidr in enumerate(config.cluster.api_cidrs):
         try:
             open_to = ipaddress.ip_network(cidr)
@@ -173,19 +201,58 @@ def _access(config: SiteConfig) -> Iterator[Finding]:
                 "give your office's or CI's ranges, or none",
             )
     for index, principal in enumerate(config.cluster.administrators):
-        if config.cloud == "aws" and not re.fullmatch(r"arn:aws[a-z-]*:iam::[0-9]{12}:(role|user)/.+", principal):
-            what = f"{shown(principal)} is not the ARN of an IAM role or user"
+        if not rule.pattern.fullmatch(principal):
+            what = f"{shown(principal)} is not {rule.words}"
             cost = "the access entry would be refused, and nobody could administer the cluster"
-            fix = "give one like arn:aws:iam::123456789012:role/platform"
-            yield f"cluster.administrators[{index}]", what, cost, fix
+            yield f"cluster.administrators[{index}]", what, cost, f"give one like {rule.example}"
 
 
-def _lustre(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
-    capacity, facts = config.storage.lustre_capacity_gib, cloud.lustre
-    if config.storage.shared == "lustre" and capacity != facts.smallest_gib and capacity % facts.gib_step:
-        above = -(-capacity // facts.gib_step) * facts.gib_step
-        what = f"{capacity}, and {facts.name} grows in steps of {facts.gib_step} GiB"
-        yield "storage.lustre_capacity_gib", what, "the file system would be refused", f"give {above}"
+def _spot_notice(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
+    asked, version = config.cluster.spot_notice_seconds, config.cluster.kubernetes_version
+    if asked is None:
+        return
+    allowed = [notice for notice in cloud.spot_notices if notice.since <= version_of(version)]
+    if any(notice.seconds == asked for notice in allowed):
+        return
+    offers = {notice.seconds: notice.since for notice in cloud.spot_notices}
+    what = f"{asked}, which {cloud.title} {version} does not give"
+    cost = "pods would plan for time that they are not given, and requests in flight would be cut off"
+    listed = " or ".join(str(notice.seconds) for notice in allowed)
+    newer = f", or kubernetes_version '{'.'.join(map(str, offers[asked]))}'" if asked in offers else ""
+    yield "cluster.spot_notice_seconds", what, cost, f"give {listed}{newer}, or leave it out"
+
+
+def _file_system(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
+    storage, facts = config.storage, cloud.lustre
+    refused = "the file system would be refused"
+    if storage.shared == "lustre":
+        tier = cloud.lustre_tier(storage)
+        sizes, capacity = facts.tiers.get(tier), cloud.lustre_gib(storage)
+        if sizes is None:
+            listed = ", ".join(map(str, facts.tiers))
+            what = f"{tier}, which {facts.name} does not have"
+            yield "storage.lustre_throughput_mb_s_per_tib", what, refused, f"give one of {listed}"
+        elif not sizes.offers(capacity):
+            what = f"{capacity}, and {facts.name} grows from {sizes.smallest} in steps of {sizes.step} GiB"
+            what += f" to {sizes.largest}" if capacity > sizes.largest else ""
+            yield "storage.lustre_capacity_gib", what, refused, f"give {sizes.at_least(capacity)}"
+    elif cloud.nfs.sizes and not cloud.nfs.sizes.offers(capacity := cloud.nfs_gib(storage) or 0):
+        sizes = cloud.nfs.sizes
+        what = f"{capacity}, and {cloud.nfs.name} has {sizes.smallest} to {sizes.largest} GiB in steps of {sizes.step}"
+        yield "storage.nfs_capacity_gib", what, refused, f"give {sizes.at_least(capacity)}"
+
+
+def _replacements(parsed: ParsedStack, config: SiteConfig) -> Iterator[Finding]:
+    known = ["cluster", "storage", *(f"pools.{pool.name}" for pool in parsed.pools.values())]
+    for index, name in enumerate(config.allow_replacement):
+        if name not in known:
+            fix = did_you_mean(name, known, f"give one of {', '.join(known)}")
+            yield (
+                f"allow_replacement[{index}]",
+                f"{shown(name)} is nothing of this stack",
+                "it would have no effect",
+                fix,
+            )
 
 
 def _storage_zone(parsed: ParsedStack, config: SiteConfig) -> Iterator[Finding]:
@@ -215,10 +282,12 @@ def _sources(models: Mapping[int, "ModelPlan"]) -> list[Problem]:
 
 
 def _slow_storage(
-    config: SiteConfig, plans: Mapping[int, ServingPlan], models: Mapping[int, "ModelPlan"], cloud: CloudFacts
+    config: SiteConfig,
+    plans: Mapping[int, ServingPlan],
+    models: Mapping[int, "ModelPlan"],
+    cloud: CloudFacts,
 ) -> list[Problem]:
-    # A group that takes longer to load than a spot notice is given is not back before its predecessor is gone.
-    limit = max(cloud.spot_notice_seconds, 60 * (config.storage.accept_load_minutes or 0))
+    limit = max(QUICK_SECONDS, 60 * (config.storage.accept_load_minutes or 0))
     slow = {index: plan for index, plan in plans.items() if plan.load_seconds > limit}
     if config.storage.shared != "nfs" or not slow:
         return []
@@ -231,28 +300,30 @@ def _slow_storage(
             key="storage.shared",
             what=f"{cloud.nfs.name} is to feed {models[worst].name}: {size:,.0f} GiB for each start of a group",
             consequence=f"each start loads for about {minutes} min (estimate: {plan.load_source})",
-            fix=f"give `shared: lustre` of {SERVES_QUICKLY_GIB} GiB or more, or `accept_load_minutes: {minutes}`",
+            fix=f"give `shared: lustre` of {cloud.lustre.quick_gib} GiB or more, or `accept_load_minutes: {minutes}`",
         )
     ]
 
 
 def _small_storage(config: SiteConfig, models: Mapping[int, "ModelPlan"], cloud: CloudFacts) -> list[Problem]:
-    if config.storage.shared != "lustre":
+    lustre = config.storage.shared == "lustre"
+    sold = cloud.lustre.tiers.get(cloud.lustre_tier(config.storage)) if lustre else cloud.nfs.sizes
+    capacity = cloud.lustre_gib(config.storage) if lustre else cloud.nfs_gib(config.storage)
+    if sold is None or capacity is None:
         return []
     sizes = {index: sum(rank.weights_bytes for rank in model.memory) for index, model in models.items()}
     weights = {(models[index].config.source, models[index].config.revision): size for index, size in sizes.items()}
     # A build converts the checkpoint first, and both lie there until the engine is published; the LLM API's is small.
     engines = {models[i].engine.id: 2 * size for i, size in sizes.items() if models[i].config.backend == "tensorrt"}
     needed = math.ceil((sum(weights.values()) + sum(engines.values())) / GIB)
-    if needed <= config.storage.lustre_capacity_gib:
+    if needed <= capacity:
         return []
-    step = cloud.lustre.gib_step
     return [
         Problem(
-            key="storage.lustre_capacity_gib",
-            what=f"{config.storage.lustre_capacity_gib}, and weights and engines take {needed:,} (estimate)",
+            key=f"storage.{'lustre' if lustre else 'nfs'}_capacity_gib",
+            what=f"{capacity}, and weights and engines take {needed:,} (estimate)",
             consequence="the disk would be full after hours of download and conversion",
-            fix=f"give at least {-(-needed // step) * step}",
+            fix=f"give at least {sold.at_least(needed)}",
         )
     ]
 

@@ -9,6 +9,7 @@ import pulumi
 import pulumi_kubernetes
 
 from components.platform.charts import ChartValues
+from planner.errors import Problem
 from planner.fleet import CloudPlan, NodeGroupPlan
 from planner.plan import ModelPlan
 
@@ -17,18 +18,28 @@ POD_USER = 10001
 
 
 @dataclass(frozen=True, kw_only=True)
+class Way:
+    """A way out of the cluster: a range and a TCP port."""
+
+    cidr: str
+    port: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Volumes:
     """Claims in the serving namespace, by name.
 
     `engines_rw` is the shared file system for Jobs that fetch weights or build engines, and `engines_ro` the same for
     serving pods; `weights` maps the name of a model with a `bucket://` source to a read-only claim of its prefix. Pods
-    wait for `resources`.
+    wait for `resources`. Those that mount `weights` have `weights_annotations`, and may go where `weights_egress` says.
     """
 
     engines_rw: str
     engines_ro: str
     weights: dict[str, str]
     resources: Sequence[pulumi.Resource]
+    weights_annotations: Mapping[str, str] = field(default_factory=dict[str, str])
+    weights_egress: Sequence[Way] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,30 +54,45 @@ class Identity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoscalerAccess:
-    """How the cluster autoscaler reaches the cloud: annotations of its service account, and the cloud's chart values.
-
-    `group_pattern` gives the regular expression that matches a node group's name in the cloud, and no other's. The
-    autoscaler waits for `resources`.
-    """
+class AutoscalerChart:
+    """How our own cluster autoscaler reaches the cloud: annotations of its service account, and chart values."""
 
     annotations: Mapping[str, pulumi.Input[str]]
     values: Mapping[str, Any]
-    group_pattern: Callable[[NodeGroupPlan], str]
-    resources: Sequence[pulumi.Resource]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoscaling:
+    """Who makes nodes come and go, and in which order node groups are tried.
+
+    `chart` is None where the cloud runs the autoscaler. `group_pattern` gives the regular expression that matches a
+    node group's name in the cloud, and no other's, for the priority expander; it is None where something in
+    `resources` says the order. What waits for nodes waits for `resources`.
+    """
+
+    chart: AutoscalerChart | None = None
+    group_pattern: Callable[[NodeGroupPlan], str] | None = None
+    resources: Sequence[pulumi.Resource] = ()
+
+
+def guarded(plan: CloudPlan, thing: str) -> bool:
+    """Whether Pulumi is to refuse to replace or delete `thing`: `cluster`, `storage`, or a pool as `pools.NAME`."""
+    return plan.storage.keep_data and thing not in plan.allow_replacement
 
 
 class Cloud(pulumi.ComponentResource, ABC):
     """A cluster made from a plan. `kubeconfig` is secret; `kubernetes` is the provider that its objects must be given.
 
-    Charts whose pods must run depend on `nodes`. `bucket` is the model bucket's name. `mirrors` maps a public image
-    registry to the one that caches it for this cluster; it is empty where nothing is cached.
+    `context` is the one to use in the kubeconfig, None for its current one. Charts whose pods must run depend on
+    `nodes`. `bucket` is the model bucket's name, None where there is none. `mirrors` maps a public image registry to
+    the one that caches it for this cluster; it is empty where nothing is cached.
     """
 
     kubeconfig: pulumi.Output[str]
     kubernetes: pulumi_kubernetes.Provider
+    context: str | None = None
     nodes: Sequence[pulumi.Resource]
-    bucket: pulumi.Output[str]
+    bucket: pulumi.Output[str] | None
     mirrors: Mapping[str, pulumi.Output[str]]
 
     def __init__(
@@ -93,9 +119,15 @@ class Cloud(pulumi.ComponentResource, ABC):
         """The claims of these models' pods; of `opts` only `depends_on` is used, for what makes the namespace."""
 
     @abstractmethod
-    def autoscaler(self) -> AutoscalerAccess:
-        """Access for the service account `cluster-autoscaler` in `kube-system`. To be called once."""
+    def autoscaling(self) -> Autoscaling:
+        """For the service account `cluster-autoscaler` in `kube-system` where it is our own. To be called once."""
 
     @abstractmethod
-    def device_plugins(self) -> Sequence[ChartValues]:
-        """The cloud's own charts that make devices of its nodes known to Kubernetes."""
+    def charts(self) -> Sequence[ChartValues]:
+        """The cloud's own charts, such as those that make devices of its nodes known to Kubernetes."""
+
+    @classmethod
+    @abstractmethod
+    def unreachable(cls, plan: CloudPlan) -> list[Problem]:
+        """What is wrong with what must be there before the program starts. It may look over the network, and makes
+        nothing."""

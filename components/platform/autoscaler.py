@@ -9,7 +9,7 @@ from planner.fleet import CloudPlan, NodeGroupPlan
 from planner.versions import CLUSTER_AUTOSCALER
 
 if TYPE_CHECKING:
-    from components.clouds.base import AutoscalerAccess
+    from components.clouds.base import AutoscalerChart
 
 NAMESPACE = "kube-system"
 SERVICE_ACCOUNT = "cluster-autoscaler"
@@ -17,7 +17,7 @@ PRIORITIES = "cluster-autoscaler-priority-expander"
 """The ConfigMap's name is fixed in the autoscaler."""
 
 
-def cluster_autoscaler(plan: CloudPlan, access: "AutoscalerAccess", mirrors: Mirrors) -> ChartValues:
+def cluster_autoscaler(plan: CloudPlan, access: "AutoscalerChart", mirrors: Mirrors) -> ChartValues:
     """The autoscaler of the plan's Kubernetes version, with the identity and the values that the cloud gives it."""
     values: dict[str, Any] = {
         "fullnameOverride": "cluster-autoscaler",

@@ -6,7 +6,7 @@ from typing import Any
 from components.platform.charts import ChartValues, Mirrors, gpu_node_tolerations, mirrored
 from components.platform.namespaces import GPU_OPERATOR
 from planner.fleet import CloudPlan
-from planner.pools import DEVICE_PLUGIN_CONFIG_LABEL
+from planner.pool_labels import DEVICE_PLUGIN_CONFIG_LABEL, MIG_CONFIG_LABEL
 
 
 def gpu_operator(plan: CloudPlan, mirrors: Mirrors) -> ChartValues:
@@ -26,11 +26,12 @@ def gpu_operator(plan: CloudPlan, mirrors: Mirrors) -> ChartValues:
         },
         # No Prometheus Operator here: whoever scrapes finds the exporter's Service.
         "dcgmExporter": {"enabled": True, "serviceMonitor": {"enabled": False}},
-        # Mixed gives slices names of their own, so that a pod never takes a whole GPU for a slice.
-        "mig": {"strategy": "mixed"},
+        # Mixed gives slices names of their own, so that a pod never takes a whole GPU for a slice. Single is for clouds
+        # whose autoscaler knows no other name.
+        "mig": {"strategy": plan.mig_strategy},
         "migManager": {"enabled": False},
     }
-    if has_mig(plan):
+    if any(MIG_CONFIG_LABEL in group.labels for pool in plan.pools for group in pool.node_groups):
         values["migManager"] = {
             "enabled": True,
             # Nodes of MIG pools say what they want by label; any other node keeps its GPUs whole.
@@ -44,28 +45,24 @@ def gpu_operator(plan: CloudPlan, mirrors: Mirrors) -> ChartValues:
                 "name": "device-plugin",
                 "create": True,
                 "default": "whole",
-                "data": {"whole": _config({})} | configs,
+                "data": {"whole": _config(plan, {})} | configs,
             }
         }
     return ChartValues(chart="gpu-operator", namespace=GPU_OPERATOR, values=values)
-
-
-def has_mig(plan: CloudPlan) -> bool:
-    """Whether any pool's GPUs are divided."""
-    return any(pool.mig_config for pool in plan.pools)
 
 
 def _time_slicing(plan: CloudPlan) -> dict[str, str]:
     """Configurations of shared GPUs, by the label that their nodes carry."""
     return {
         group.labels[DEVICE_PLUGIN_CONFIG_LABEL]: _config(
+            plan,
             {
                 "timeSlicing": {
                     # A second share gives a pod no more of the GPU: asking for two is a mistake.
                     "failRequestsGreaterThanOne": True,
                     "resources": [{"name": pool.gpu_resource, "replicas": pool.time_slicing}],
                 }
-            }
+            },
         )
         for pool in plan.pools
         if pool.time_slicing
@@ -73,7 +70,9 @@ def _time_slicing(plan: CloudPlan) -> dict[str, str]:
     }
 
 
-def _config(sharing: dict[str, Any]) -> str:
-    document = {"version": "v1", "flags": {"migStrategy": "mixed"}} | ({"sharing": sharing} if sharing else {})
+def _config(plan: CloudPlan, sharing: dict[str, Any]) -> str:
+    document = {"version": "v1", "flags": {"migStrategy": plan.mig_strategy}} | (
+        {"sharing": sharing} if sharing else {}
+    )
     # JSON is YAML that comes out the same everywhere.
     return json.dumps(document, indent=2) + "\n"

@@ -43,24 +43,29 @@ class NamespacePlan:
         return LABELS | modes
 
 
-NAMESPACES = (
-    NamespacePlan(name=SERVING, pod_security="restricted"),
-    NamespacePlan(name=LEADER_WORKER_SET, pod_security="restricted"),
-    # The operator's DaemonSets are the vendor's own: they mount the host's /dev, /sys and container runtime, and the
-    # MIG manager stops services of the host. Nothing of ours runs here but the MIG gate, which meets `restricted`.
-    NamespacePlan(name=GPU_OPERATOR, pod_security="privileged"),
-)
+def namespace_plans(plan: CloudPlan) -> list[NamespacePlan]:
+    """The namespaces that a plan needs."""
+    # Host paths and capabilities, where a network's driver wants them, are allowed by the standard `privileged` alone.
+    exempt = any(pool.fabric and pool.fabric.exception for pool in plan.pools)
+    wanted = [NamespacePlan(name=SERVING, pod_security="privileged" if exempt else "restricted")]
+    if "lws" not in plan.brings:
+        wanted.append(NamespacePlan(name=LEADER_WORKER_SET, pod_security="restricted"))
+    if "gpu-operator" not in plan.brings:
+        # The operator's DaemonSets are the vendor's own: they mount the host's /dev, /sys and container runtime, and
+        # the MIG manager stops services of the host. Of ours only the MIG gate runs here, which meets `restricted`.
+        wanted.append(NamespacePlan(name=GPU_OPERATOR, pod_security="privileged"))
+    return wanted
 
 
-def namespaces(name: str, parent: pulumi.Resource) -> dict[str, Namespace]:
+def namespaces(plan: CloudPlan, name: str, parent: pulumi.Resource) -> dict[str, Namespace]:
     """All of them, by name."""
     return {
-        plan.name: Namespace(
-            f"{name}-{plan.name}",
-            metadata=ObjectMetaArgs(name=plan.name, labels=plan.labels),
+        space.name: Namespace(
+            f"{name}-{space.name}",
+            metadata=ObjectMetaArgs(name=space.name, labels=space.labels),
             opts=pulumi.ResourceOptions(parent=parent),
         )
-        for plan in NAMESPACES
+        for space in namespace_plans(plan)
     }
 
 
@@ -72,9 +77,10 @@ def limits(plan: CloudPlan) -> dict[str, str]:
     hard: dict[str, int] = {}
     for pool in plan.pools:
         nodes = sum(group.max_nodes for group in pool.node_groups)
-        _add(hard, f"requests.{pool.gpu_resource}", nodes * pool.units_per_node)
-        if pool.rdma_resource:
-            _add(hard, f"requests.{pool.rdma_resource}", nodes * pool.rdma_interfaces)
+        if pool.gpu_resource:
+            _add(hard, f"requests.{pool.gpu_resource}", nodes * pool.units_per_node)
+        if pool.fabric and pool.fabric.resource:
+            _add(hard, f"requests.{pool.fabric.resource}", nodes * pool.rdma_interfaces)
     units = sum(sum(group.max_nodes for group in pool.node_groups) * pool.units_per_node for pool in plan.pools)
     hard |= {"pods": units + _SPARE, "persistentvolumeclaims": units + _SPARE}
     hard |= {"services.loadbalancers": 0, "services.nodeports": 0}

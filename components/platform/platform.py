@@ -10,7 +10,7 @@ from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
 from components.platform.autoscaler import NAMESPACE, PRIORITIES, cluster_autoscaler, priorities
 from components.platform.charts import install
 from components.platform.controllers import leader_worker_set, metrics_server
-from components.platform.gpu_operator import gpu_operator, has_mig
+from components.platform.gpu_operator import gpu_operator
 from components.platform.mig_gate.component import MigGate, MigGateArgs
 from components.platform.namespaces import GPU_OPERATOR, LABELS, SERVING, namespaces, serving_rules
 from planner.fleet import CloudPlan
@@ -42,32 +42,37 @@ class Platform(pulumi.ComponentResource):
         super().__init__("tritonfleet:platform:Platform", name, None, pulumi.ResourceOptions.merge(provider, opts))
         cloud, plan = args.cloud, args.plan
         child = pulumi.ResourceOptions(parent=self)
-        spaces = namespaces(name, self)
+        spaces = namespaces(plan, name, self)
         rules = serving_rules(plan, name=name, parent=self, depends_on=[spaces[SERVING]])
 
-        access = cloud.autoscaler()
-        expander = ConfigMap(
-            f"{name}-priorities",
-            metadata=ObjectMetaArgs(name=PRIORITIES, namespace=NAMESPACE, labels=LABELS),
-            data={"priorities": priorities(plan, access.group_pattern)},
-            opts=child,
-        )
-        charts = [
-            gpu_operator(plan, cloud.mirrors),
-            leader_worker_set(cloud.mirrors),
-            metrics_server(cloud.mirrors),
-            *cloud.device_plugins(),
-        ]
-        needs = [*cloud.nodes, expander, *spaces.values()]
-        autoscaler = cluster_autoscaler(plan, access, cloud.mirrors)
+        autoscaling = cloud.autoscaling()
+        needs = [*cloud.nodes, *spaces.values()]
+        if autoscaling.group_pattern is not None:
+            expander = ConfigMap(
+                f"{name}-priorities",
+                metadata=ObjectMetaArgs(name=PRIORITIES, namespace=NAMESPACE, labels=LABELS),
+                data={"priorities": priorities(plan, autoscaling.group_pattern)},
+                opts=child,
+            )
+            needs.append(expander)
+        own = [gpu_operator(plan, cloud.mirrors), leader_worker_set(cloud.mirrors), metrics_server(cloud.mirrors)]
+        charts = [*(chart for chart in own if chart.chart not in plan.brings), *cloud.charts()]
         ready: list[pulumi.Resource] = [
             *rules,
+            *autoscaling.resources,
             *(install(chart, name=name, parent=self, depends_on=needs) for chart in charts),
-            install(autoscaler, name=name, parent=self, depends_on=[*needs, *access.resources]),
         ]
-        if has_mig(plan):
+        if autoscaling.chart is not None:
+            autoscaler = cluster_autoscaler(plan, autoscaling.chart, cloud.mirrors)
+            needs = [*needs, *autoscaling.resources]
+            ready.append(install(autoscaler, name=name, parent=self, depends_on=needs))
+        gated = [pool for pool in plan.pools if any(group.startup_taints for group in pool.node_groups)]
+        if gated:
             gate = MigGateArgs(
-                namespace=GPU_OPERATOR, mirrors=cloud.mirrors, depends_on=[spaces[GPU_OPERATOR], *cloud.nodes]
+                namespace=GPU_OPERATOR,
+                pools=gated,
+                mirrors=cloud.mirrors,
+                depends_on=[spaces[GPU_OPERATOR], *cloud.nodes],
             )
             ready.append(MigGate(f"{name}-mig-gate", gate, child))
         self.namespace = SERVING

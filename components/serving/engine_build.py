@@ -6,7 +6,7 @@ engine's content is in its key: nothing else makes a Job anew (see jobs.py), whi
 the engine built.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pulumi
@@ -17,6 +17,7 @@ from components.serving import jobs, pods, weights_fetch
 from components.serving.common import Common, config_map, service_account
 from components.serving.config_maps import SPEC_FILE, spec_file
 from components.serving.labels import BUILDER, ENGINE_LABEL, NAME_LABEL, common_labels
+from components.serving.policies import bucket_policy
 from planner.fleet import ServingPlan
 from planner.plan import ModelPlan
 from planner.sources import bucket_prefix
@@ -55,6 +56,17 @@ class EngineBuild(pulumi.ComponentResource):
             config_map(f"{name}-spec", spec_file(model), common, parent=self),
             service_account(f"{name}-account", account_name(model), args.identity, common, parent=self),
         ]
+        if bucket_prefix(model.config.source) is not None and common.volumes.weights_egress:
+            needs.append(
+                bucket_policy(
+                    f"{name}-bucket",
+                    pods={ENGINE_LABEL: model.engine.id},
+                    ways=common.volumes.weights_egress,
+                    policy=f"engine-{model.engine.id}-bucket",
+                    namespace=common.namespace,
+                    opts=common.child(self),
+                )
+            )
         self.job = jobs.once(f"{name}-job", _job(args), common, parent=self, depends_on=needs)
         self.register_outputs({})
 
@@ -85,8 +97,10 @@ def _job(args: EngineBuildArgs) -> jobs.OnceArgs:
         pods.claim("shared", common.volumes.engines_rw, pods.SHARED, read_only=False),
         *pods.scratch(serving),
     ]
+    annotations: Mapping[str, str] = {}
     if bucket_prefix(model.config.source) is not None:
         parts.append(pods.claim("weights", common.volumes.weights[model.name], pods.WEIGHTS, read_only=True))
+        annotations = common.volumes.weights_annotations
     command = ["python3", "-m", "runtime.build", "--spec", f"{pods.ROOT}/{SPEC_FILE}"]
     return jobs.OnceArgs(
         name=f"engine-{model.engine.id}",
@@ -102,4 +116,5 @@ def _job(args: EngineBuildArgs) -> jobs.OnceArgs:
         deadline_seconds=deadline_seconds(model, serving),
         retries=_RETRIES,
         final_statuses=[_REFUSED, _WRONG_USAGE],
+        annotations=annotations,
     )

@@ -29,9 +29,9 @@ from components.serving.common import Common, config_map, service_account
 from components.serving.config_maps import Files
 from components.serving.labels import common_labels, pods_of, set_name
 from components.serving.placement import placement
-from components.serving.policies import client_policy, rank_policy
+from components.serving.policies import bucket_policy, client_policy, rank_policy
 from components.serving.service import PORTS, disruption_budget, model_service
-from planner.fleet import ServingPlan
+from planner.fleet import Fabric, ServingPlan
 from planner.plan import ModelPlan
 from planner.sources import bucket_prefix
 
@@ -48,15 +48,14 @@ _LAUNCH_SECONDS = 300
 
 @dataclass(frozen=True, kw_only=True)
 class ModelGroupsArgs:
-    """`repository` is the Triton model repository; `identity` is the service account's; `rdma_environment` is used
-    where there is RDMA. With `surge` an update starts a new group before it ends an old one."""
+    """`repository` is the Triton model repository; `identity` is the service account's. With `surge` an update starts a
+    new group before it ends an old one."""
 
     model: ModelPlan
     serving: ServingPlan
     common: Common
     repository: Files
     identity: Identity
-    rdma_environment: Mapping[str, str]
     surge: bool
     random: pulumi.ProviderResource
     depends_on: Sequence[pulumi.Resource]
@@ -88,6 +87,17 @@ class ModelGroups(pulumi.ComponentResource):
             ),
             client_policy(f"{name}-clients", model=model, namespace=namespace, opts=child),
         ]
+        if loads_bucket(args.model) and args.common.volumes.weights_egress:
+            needs.append(
+                bucket_policy(
+                    f"{name}-bucket",
+                    pods=pods_of(model),
+                    ways=args.common.volumes.weights_egress,
+                    policy=f"{model}-bucket",
+                    namespace=namespace,
+                    opts=child,
+                )
+            )
         if args.serving.group_size > 1:
             needs.append(rank_policy(f"{name}-ranks", model=model, namespace=namespace, opts=child))
         CustomResource(
@@ -158,8 +168,15 @@ def _template(args: ModelGroupsArgs, *, leader: bool) -> PodTemplateSpecArgs:
         pods.secret("token", token_name(model), TOKEN_FOLDER),
         *pods.scratch(serving),
     ]
+    annotations: dict[str, str] = {}
     if loads_bucket(args.model):
         parts.append(pods.claim("weights", common.volumes.weights[model], pods.WEIGHTS, read_only=True))
+        annotations |= common.volumes.weights_annotations
+    sidecars: list[ContainerArgs] = []
+    if fabric := _fabric(serving):
+        parts += pods.host_paths(fabric)
+        sidecars = pods.sidecars(fabric)
+        annotations |= fabric.annotations
     where = placement(model, serving)
     spec = PodSpecArgs(
         service_account_name=account_name(model),
@@ -170,11 +187,13 @@ def _template(args: ModelGroupsArgs, *, leader: bool) -> PodTemplateSpecArgs:
         tolerations=pods.tolerations(serving.pool),
         affinity=where.affinity,
         topology_spread_constraints=where.spread,
+        init_containers=sidecars or None,
         containers=[_container(args, parts, leader=leader)],
         volumes=pods.volumes(parts),
         termination_grace_period_seconds=serving.grace_seconds,
     )
-    return PodTemplateSpecArgs(metadata=ObjectMetaArgs(labels=common_labels() | pods_of(model)), spec=spec)
+    labels = common_labels() | pods_of(model)
+    return PodTemplateSpecArgs(metadata=ObjectMetaArgs(labels=labels, annotations=annotations or None), spec=spec)
 
 
 def _container(args: ModelGroupsArgs, parts: Sequence[pods.Mounted], *, leader: bool) -> ContainerArgs:
@@ -257,12 +276,20 @@ def _launcher(options: list[str], seconds: int, period: int) -> ProbeArgs:
 
 def _transport(args: ModelGroupsArgs) -> list[Mapping[str, str]]:
     verbose = {"NCCL_DEBUG": "INFO"} if args.serving.log_level == "verbose" else {}
-    return [args.rdma_environment if args.serving.rdma_per_pod else {}, verbose]
+    fabric = _fabric(args.serving)
+    return [fabric.environment if fabric else {}, verbose]
+
+
+def _fabric(serving: ServingPlan) -> Fabric | None:
+    """The network between GPUs that the model's pods use."""
+    return serving.pool.fabric if serving.rdma_per_pod else None
 
 
 def _devices(serving: ServingPlan) -> dict[str, str]:
     """RDMA interfaces, and the huge pages that their driver maps."""
-    rdma = serving.pool.rdma_resource
-    if not rdma or not serving.rdma_per_pod:
+    fabric = _fabric(serving)
+    if fabric is None:
         return {}
-    return {rdma: str(serving.rdma_per_pod), "hugepages-2Mi": pods.mebibytes(serving.hugepages_mib)}
+    interfaces = {fabric.resource: str(serving.rdma_per_pod)} if fabric.resource else {}
+    pages = {"hugepages-2Mi": pods.mebibytes(serving.hugepages_mib)} if serving.hugepages_mib else {}
+    return interfaces | pages

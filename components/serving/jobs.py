@@ -64,6 +64,7 @@ class OnceArgs:
     deadline_seconds: int
     retries: int
     final_statuses: Sequence[int]
+    annotations: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def once(
@@ -121,7 +122,9 @@ def _spec(args: OnceArgs, image: str) -> JobSpecArgs:
         pod_failure_policy=_failure_policy(args),
         # Two pods at once would only wait for each other's lock.
         pod_replacement_policy="Failed",
-        template=PodTemplateSpecArgs(metadata=ObjectMetaArgs(labels=dict(args.labels)), spec=template),
+        template=PodTemplateSpecArgs(
+            metadata=ObjectMetaArgs(labels=dict(args.labels), annotations=dict(args.annotations) or None), spec=template
+        ),
     )
 
 

@@ -1,5 +1,6 @@
 """Where the pods of a model go. The reasons are in docs/adr/006-group-placement.md."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pulumi_kubernetes.core.v1 import (
@@ -14,9 +15,10 @@ from pulumi_kubernetes.meta.v1 import LabelSelectorArgs
 from components.serving.labels import GROUP_INDEX_LABEL, NAME_LABEL, SERVER, SET_LABEL, leaders_of, set_name
 from planner.fleet import ServingPlan
 from planner.plan import FleetPlan
+from planner.pool_labels import ZONE_LABEL
 from planner.pools import nodes_needed
 
-ZONE, NODE = "topology.kubernetes.io/zone", "kubernetes.io/hostname"
+NODE = "kubernetes.io/hostname"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,8 @@ class Placement:
 def placement(model: str, serving: ServingPlan) -> Placement:
     """A group of several nodes stays together and alone on its nodes; single pods keep apart where that is free."""
     if serving.group_size > 1:
-        return Placement(affinity=_together_and_alone(model, serving.pool.spread_label), spread=None)
-    return Placement(affinity=None, spread=[_apart(model, ZONE), _apart(model, NODE)])
+        return Placement(affinity=_together_and_alone(model, serving.pool.together), spread=None)
+    return Placement(affinity=None, spread=[_apart(model, ZONE_LABEL), _apart(model, NODE)])
 
 
 def room_to_surge(plan: FleetPlan, serving: ServingPlan) -> bool:
@@ -48,17 +50,19 @@ def room_to_surge(plan: FleetPlan, serving: ServingPlan) -> bool:
     return needed <= max(group.max_nodes for group in serving.pool.node_groups)
 
 
-def _together_and_alone(model: str, group_label: str) -> AffinityArgs:
+def _together_and_alone(model: str, labels: Sequence[str]) -> AffinityArgs:
     ranks = LabelSelectorArgs(match_labels={SET_LABEL: set_name(model)})
     together = [
         # The API server adds the pod's own group index to the selector when the pod is made.
         PodAffinityTermArgs(label_selector=ranks, match_label_keys=[GROUP_INDEX_LABEL], topology_key=key)
-        for key in (group_label, ZONE)
+        for key in labels
     ]
     servers = LabelSelectorArgs(match_labels={NAME_LABEL: SERVER})
     alone = [PodAffinityTermArgs(label_selector=servers, topology_key=NODE)]
     return AffinityArgs(
-        pod_affinity=PodAffinityArgs(required_during_scheduling_ignored_during_execution=together),
+        pod_affinity=PodAffinityArgs(required_during_scheduling_ignored_during_execution=together)
+        if together
+        else None,
         pod_anti_affinity=PodAntiAffinityArgs(required_during_scheduling_ignored_during_execution=alone),
     )
 

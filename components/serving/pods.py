@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pulumi_kubernetes.core.v1 import (
     CapabilitiesArgs,
     ConfigMapVolumeSourceArgs,
+    ContainerArgs,
     EmptyDirVolumeSourceArgs,
     EnvVarArgs,
+    HostPathVolumeSourceArgs,
     KeyToPathArgs,
     PersistentVolumeClaimVolumeSourceArgs,
     PodSecurityContextArgs,
@@ -22,7 +24,7 @@ from pulumi_kubernetes.core.v1 import (
 
 from components.clouds.base import POD_USER
 from components.serving.config_maps import Files
-from planner.fleet import PoolPlan, ServingPlan
+from planner.fleet import Fabric, PoolPlan, ServingPlan
 
 ROOT = "/opt/tritonfleet"
 MODELS = f"{ROOT}/models"
@@ -89,6 +91,43 @@ def secret(volume: str, name: str, folder: str) -> Mounted:
     return Mounted(volume=VolumeArgs(name=volume, secret=source), mounts=(_at(folder, volume),))
 
 
+def host_paths(fabric: Fabric) -> list[Mounted]:
+    """Folders of the node that the network's libraries lie in."""
+    return [
+        Mounted(
+            volume=VolumeArgs(name=f"host-{index}", host_path=HostPathVolumeSourceArgs(path=folder.path)),
+            mounts=(VolumeMountArgs(name=f"host-{index}", mount_path=folder.mount),),
+        )
+        for index, folder in enumerate(fabric.host_paths)
+    ]
+
+
+def sidecars(fabric: Fabric) -> list[ContainerArgs]:
+    """The network's own container: an init container that goes on, so that it starts before the ranks and ends after
+    them."""
+    sidecar = fabric.sidecar
+    if sidecar is None:
+        return []
+    volumes = {folder.path: f"host-{index}" for index, folder in enumerate(fabric.host_paths)}
+    return [
+        ContainerArgs(
+            name=sidecar.name,
+            image=sidecar.image,
+            image_pull_policy="Always",
+            command=list(sidecar.command),
+            restart_policy="Always",
+            env=[EnvVarArgs(name=name, value=value) for name, value in sorted(sidecar.environment.items())],
+            security_context=SecurityContextArgs(
+                allow_privilege_escalation=False,
+                capabilities=CapabilitiesArgs(drop=["ALL"], add=list(sidecar.capabilities)),
+            ),
+            volume_mounts=[
+                VolumeMountArgs(name=volumes[folder.path], mount_path=folder.mount) for folder in sidecar.host_paths
+            ],
+        )
+    ]
+
+
 def scratch(serving: ServingPlan) -> list[Mounted]:
     """Where a pod may write besides the store; gone with the pod.
 
@@ -120,8 +159,9 @@ def resources(serving: ServingPlan, *, devices: Mapping[str, str] | None = None)
     already. Memory has one equal to its request: shared memory counts into it, and a pod that takes more than its share
     should end, not its neighbour.
     """
+    gpus = {serving.pool.gpu_resource: str(serving.gpus_per_pod)} if serving.pool.gpu_resource else {}
     exact = {
-        serving.pool.gpu_resource: str(serving.gpus_per_pod),
+        **gpus,
         "memory": mebibytes(serving.memory_mib),
         "ephemeral-storage": mebibytes(disk_mib(serving)),
         **(devices or {}),

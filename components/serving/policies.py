@@ -1,5 +1,7 @@
 """What pods may say to whom, on top of the namespace's default-deny, DNS and metrics."""
 
+from collections.abc import Mapping, Sequence
+
 import pulumi
 from pulumi_kubernetes.meta.v1 import LabelSelectorArgs, ObjectMetaArgs
 from pulumi_kubernetes.networking.v1 import (
@@ -12,6 +14,7 @@ from pulumi_kubernetes.networking.v1 import (
     NetworkPolicySpecArgs,
 )
 
+from components.clouds.base import Way
 from components.serving.labels import CLIENT_LABEL, common_labels, fetch_of, leaders_of, pods_of
 
 NOT_INTERNET = ("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16")
@@ -46,6 +49,33 @@ def client_policy(name: str, *, model: str, namespace: str, opts: pulumi.Resourc
             pod_selector=LabelSelectorArgs(match_labels=leaders_of(model)),
             policy_types=["Ingress"],
             ingress=[NetworkPolicyIngressRuleArgs(from_=[clients], ports=ports)],
+        ),
+        opts=opts,
+    )
+
+
+def bucket_policy(
+    name: str,
+    *,
+    pods: Mapping[str, str],
+    ways: Sequence[Way],
+    policy: str,
+    namespace: str,
+    opts: pulumi.ResourceOptions,
+) -> NetworkPolicy:
+    """What a pod needs to read the model bucket, on clouds that mount it from inside the pod."""
+    egress = [
+        NetworkPolicyEgressRuleArgs(
+            to=[NetworkPolicyPeerArgs(ip_block=IPBlockArgs(cidr=way.cidr))],
+            ports=[NetworkPolicyPortArgs(port=way.port, protocol="TCP")],
+        )
+        for way in ways
+    ]
+    return NetworkPolicy(
+        name,
+        metadata=ObjectMetaArgs(name=policy, namespace=namespace, labels=common_labels()),
+        spec=NetworkPolicySpecArgs(
+            pod_selector=LabelSelectorArgs(match_labels=dict(pods)), policy_types=["Egress"], egress=egress
         ),
         opts=opts,
     )

@@ -19,7 +19,6 @@ from components.serving.labels import common_labels
 from components.serving.placement import room_to_surge
 from components.serving.service import endpoint
 from components.serving.weights_fetch import TOKEN_KEY, WeightsFetch, WeightsFetchArgs
-from planner.clouds import cloud_facts
 from planner.fleet import ServingPlan
 from planner.plan import FleetPlan, ModelPlan
 from planner.sources import bucket_prefix
@@ -62,6 +61,7 @@ class Serving(pulumi.ComponentResource):
             file_provider=kubernetes.Provider(
                 f"{name}-files",
                 kubeconfig=cloud.kubeconfig,
+                context=cloud.context,
                 upsert_existing_objects=True,
                 # Like the cloud's own provider it needs more than a kubeconfig to reach the cluster.
                 opts=pulumi.ResourceOptions(parent=self, depends_on=[cloud.kubernetes]),
@@ -105,7 +105,6 @@ class Serving(pulumi.ComponentResource):
                         groups.account_name(model.name),
                         bucket_prefix(model.config.source) if groups.loads_bucket(model) else None,
                     ),
-                    rdma_environment=cloud_facts(plan.cloud).rdma_environment,
                     repository=repository_files(model, groups.engine_folder(model)),
                     surge=room_to_surge(plan, _serving(model)),
                     random=random,
@@ -152,8 +151,8 @@ def _file_system(plan: FleetPlan) -> str:
     if plan.infrastructure is None:
         raise ValueError("the plan has no shared file system: it is not of a managed cloud")
     storage = plan.infrastructure.storage
-    # NFS is in every zone; Lustre is in one, and elsewhere it is another file system.
-    return f"{storage.kind}-{storage.zone}" if storage.kind == "lustre" else storage.kind
+    # NFS is in every zone; Lustre is in one, and elsewhere it is another file system; so is another storage class.
+    return storage.kind if storage.kind == "nfs" else f"{storage.kind}-{storage.zone}"
 
 
 def _serving(model: ModelPlan) -> ServingPlan:

@@ -5,7 +5,8 @@
         refusal = cluster.refusal([pod], namespace="n")  # what admission says, "" if it would let it in
 
 The binaries are those of `setup-envtest`: KUBEBUILDER_ASSETS names the folder with etcd, kube-apiserver and kubectl.
-Nothing runs pods: there is no scheduler, no controller and no kubelet, so Deployments and LeaderWorkerSets make none.
+Nothing runs pods: there is no controller and no kubelet, so Deployments and LeaderWorkerSets make none. A scheduler is
+in scheduling.py.
 """
 
 import json
@@ -92,13 +93,13 @@ class ControlPlane:
         return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
 
 
-def assets() -> Path:
-    """The folder of the control plane's binaries; skips the test where there is none."""
+def assets(*more: str) -> Path:
+    """The folder of the control plane's binaries and of those named; skips the test where one is missing."""
     named = os.environ.get("KUBEBUILDER_ASSETS")
     if not named:
         pytest.skip("KUBEBUILDER_ASSETS is not set: `make control-plane` builds one, `setup-envtest` installs one")
     folder = Path(named)
-    for binary in ("etcd", "kube-apiserver", "kubectl"):
+    for binary in ("etcd", "kube-apiserver", "kubectl", *more):
         if not (folder / binary).is_file():
             pytest.skip(f"KUBEBUILDER_ASSETS names {folder}, which has no {binary}: `make control-plane` builds it")
     return folder
@@ -148,15 +149,16 @@ def control_plane(folder: Path, *, apiserver_flags: Iterable[str] = ()) -> Gener
     )
     _write_kubeconfig(cluster)
     with (
-        _process([str(binaries / "etcd"), *etcd], folder / "etcd.log") as store,
-        _process([str(binaries / "kube-apiserver"), *apiserver], folder / "kube-apiserver.log") as server,
+        daemon([str(binaries / "etcd"), *etcd], folder / "etcd.log") as store,
+        daemon([str(binaries / "kube-apiserver"), *apiserver], folder / "kube-apiserver.log") as server,
     ):
         _wait_until_ready(cluster, (store, server), folder)
         yield cluster
 
 
 @contextmanager
-def _process(command: list[str], log: Path) -> Generator[subprocess.Popen[bytes]]:
+def daemon(command: list[str], log: Path) -> Generator[subprocess.Popen[bytes]]:
+    """A program that runs while the block lasts; what it prints is in `log`."""
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         try:

@@ -18,11 +18,12 @@ from components.clouds.aws.pools import GpuPool, NodesArgs, SystemNodes, scaling
 from components.clouds.aws.pull_through import pull_through_caches
 from components.clouds.aws.storage import Storage, StorageArgs, kept_zone
 from components.clouds.aws.volumes import Claims, ClaimsArgs
-from components.clouds.base import AutoscalerAccess, Cloud, Identity, Volumes
+from components.clouds.base import AutoscalerChart, Autoscaling, Cloud, Identity, Volumes, guarded
 from components.platform.charts import ChartValues, gpu_node_tolerations
+from planner.errors import Problem
 from planner.fleet import CloudPlan
 from planner.plan import ModelPlan
-from planner.pools import POOL_LABEL
+from planner.pool_labels import POOL_LABEL
 from planner.sources import bucket_prefix as prefix_of
 
 NODE_POLICIES = ("AmazonEKSWorkerNodePolicy", "AmazonEC2ContainerRegistryPullOnly")
@@ -96,6 +97,7 @@ class Aws(Cloud):
                 network=network,
                 security_group_id=self._cluster.security_group_id,
                 key_arn=self._keys.data.arn,
+                protect=guarded(plan, "storage"),
             ),
             self._child,
         )
@@ -123,29 +125,30 @@ class Aws(Cloud):
                 namespace=namespace,
                 models=models,
                 files=self._storage.files,
-                bucket=self.bucket,
+                bucket=self._storage.bucket.bucket,
                 region=self._plan.region,
+                protect=guarded(self._plan, "storage"),
                 depends_on=[*awaited, *self._drivers, *self._storage.files.ready],
             ),
             pulumi.ResourceOptions(parent=self, providers=[self.kubernetes]),
         )
         return claims.volumes
 
-    def autoscaler(self) -> AutoscalerAccess:
+    def autoscaling(self) -> Autoscaling:
         rights = autoscaler_policy(self._cluster_name, self._plan.region, self._account)
         identity = self._grant("autoscaler", rights, "kube-system", "cluster-autoscaler")
-        return AutoscalerAccess(
-            annotations=identity.annotations,
-            values={
-                "cloudProvider": "aws",
-                "awsRegion": self._plan.region,
-                "autoDiscovery": {"clusterName": self._cluster_name},
-            },
+        values = {
+            "cloudProvider": "aws",
+            "awsRegion": self._plan.region,
+            "autoDiscovery": {"clusterName": self._cluster_name},
+        }
+        return Autoscaling(
+            chart=AutoscalerChart(annotations=identity.annotations, values=values),
             group_pattern=partial(scaling_group_pattern, self._prefix),
             resources=identity.resources,
         )
 
-    def device_plugins(self) -> Sequence[ChartValues]:
+    def charts(self) -> Sequence[ChartValues]:
         pools = [pool.name for pool in self._plan.pools if pool.rdma_interfaces]
         if not pools:
             return []
@@ -157,6 +160,11 @@ class Aws(Cloud):
         return [
             ChartValues(chart="aws-efa-k8s-device-plugin", namespace="kube-system", values=values, on_gpu_nodes=True)
         ]
+
+    @classmethod
+    def unreachable(cls, plan: CloudPlan) -> list[Problem]:
+        del plan  # all of it is made here
+        return []
 
     def _aws(self) -> aws.Provider:
         account = self._plan.aws.account

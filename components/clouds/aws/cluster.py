@@ -12,6 +12,7 @@ import pulumi_eks as eks
 
 from components.clouds.aws.identity import ARN, Identities
 from components.clouds.aws.network import LOG_DAYS, NetworkIds
+from components.clouds.base import guarded
 from planner.fleet import CloudPlan
 
 CONTROL_PLANE_LOGS = ("api", "audit", "authenticator", "controllerManager", "scheduler")
@@ -79,7 +80,7 @@ class Cluster(pulumi.ComponentResource):
             bootstrap_self_managed_addons=False,
             use_default_vpc_cni=True,
             kube_proxy_addon_options=eks.KubeProxyAddonOptionsArgs(enabled=False),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[logs], protect=plan.storage.keep_data),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[logs], protect=guarded(plan, "cluster")),
         )
         self.kubeconfig = pulumi.Output.secret(self.resource.kubeconfig_json)
         self.security_group_id = self.resource.cluster_security_group_id

@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pulumi
@@ -12,9 +12,10 @@ from pulumi_aws.eks.outputs import NodeGroupResource
 
 from components.clouds.aws.network import NetworkIds
 from components.clouds.aws.user_data import system_user_data, user_data, uses_local_disks
+from components.clouds.base import guarded
 from planner.cloud_config import CapacityType
 from planner.fleet import CloudPlan, NodeGroupPlan, PoolPlan
-from planner.pools import MIG_STATE_LABEL
+from planner.pool_labels import MIG_STATE_LABEL
 
 TEMPLATE_TAG = "k8s.io/cluster-autoscaler/node-template/"
 """Tags of an Auto Scaling group from which the autoscaler knows a node that does not exist yet."""
@@ -22,7 +23,7 @@ TEMPLATE_TAG = "k8s.io/cluster-autoscaler/node-template/"
 SYSTEM_DISK_GIB = 100
 """Holds Triton's image twice, packed and unpacked: the Job that downloads weights runs in it."""
 
-_CAPACITY: dict[CapacityType, str] = {"spot": "SPOT", "on-demand": "ON_DEMAND", "reserved": "CAPACITY_BLOCK"}
+_CAPACITY: Mapping[CapacityType, str] = {"spot": "SPOT", "on-demand": "ON_DEMAND", "reserved": "CAPACITY_BLOCK"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,9 @@ class SystemNodes(pulumi.ComponentResource):
             name,
             args,
             template,
-            ami_type="AL2023_ARM_64_STANDARD" if _is_arm(config.system_instance_type) else "AL2023_x86_64_STANDARD",
+            ami_type="AL2023_ARM_64_STANDARD" if _is_arm(args.plan.system_instance_type) else "AL2023_x86_64_STANDARD",
             capacity_type="ON_DEMAND",
-            instance_types=[config.system_instance_type],
+            instance_types=[args.plan.system_instance_type],
             zones=list(args.network.private_subnets),
             size=(config.system_nodes, config.system_nodes),
             parent=self,
@@ -111,6 +112,7 @@ class GpuPool(pulumi.ComponentResource):
             instance_types=None if group.capacity == "reserved" else list(group.instance_types),
             zones=group.zones,
             size=(group.min_nodes, group.max_nodes),
+            protect=guarded(args.plan, f"pools.{pool.name}"),
             group=group,
             parent=self,
         )
@@ -190,7 +192,7 @@ def template_tags(pool: PoolPlan, group: NodeGroupPlan, *, local_disks: bool) ->
     EKS itself tags the group as the autoscaler's (`k8s.io/cluster-autoscaler/enabled` and `/<cluster>`: EKS User Guide,
     "managed node groups").
     """
-    labels = group.labels | ({MIG_STATE_LABEL: "success"} if pool.mig_config else {})
+    labels = group.labels | ({MIG_STATE_LABEL: "success"} if pool.mig_profile else {})
     # The kubelet keeps a tenth of the disk to itself, and the file system takes its share.
     disk = f"{pool.local_nvme_gb * 85 // 100}G" if local_disks else f"{pool.disk_gib * 85 // 100}Gi"
     resources = {"ephemeral-storage": disk} | group.allocatable
@@ -223,6 +225,7 @@ def _node_group(
     zones: Sequence[str],
     size: tuple[int, int],
     parent: pulumi.Resource,
+    protect: bool = False,
     group: NodeGroupPlan | None = None,
 ) -> aws.eks.NodeGroup:
     smallest, largest = size
@@ -248,6 +251,7 @@ def _node_group(
         opts=pulumi.ResourceOptions(
             parent=parent,
             depends_on=list(args.depends_on),
+            protect=protect,
             # The autoscaler's from the first minute. An edit of the group still sends the state's size, and that
             # is today's only because Pulumi.yaml has the state refreshed first. The system group has one size.
             ignore_changes=["scalingConfig.desiredSize"] if group else None,

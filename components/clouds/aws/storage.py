@@ -18,12 +18,14 @@ LUSTRE_PORTS = ((988, 988), (1018, 1023))
 
 @dataclass(frozen=True, kw_only=True)
 class StorageArgs:
-    """`security_group_id` is the nodes'; `key_arn` encrypts everything at rest."""
+    """`security_group_id` is the nodes'; `key_arn` encrypts everything at rest. What holds data is not to be replaced
+    where `protect` says so."""
 
     plan: StoragePlan
     network: NetworkIds
     security_group_id: pulumi.Input[str]
     key_arn: pulumi.Input[str]
+    protect: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class Storage(pulumi.ComponentResource):
         self._prefix, self._args = name, args
         self._child = pulumi.ResourceOptions(parent=self)
         keep = args.plan.keep_data
-        self._data = pulumi.ResourceOptions(parent=self, protect=keep, retain_on_delete=keep)
+        self._data = pulumi.ResourceOptions(parent=self, protect=args.protect, retain_on_delete=keep)
         self.bucket = self._bucket()
         self.files = self._nfs() if args.plan.kind == "nfs" else self._lustre()
         self.register_outputs({"bucket": self.bucket.bucket})

@@ -49,11 +49,11 @@ def _shell(steps: Sequence[str]) -> tuple[str, str]:
 
 
 def _steps(pool: PoolPlan, group: NodeGroupPlan, storage: StoragePlan) -> Iterator[str]:
-    if pool.hugepages_mib:
+    if pool.fabric and pool.fabric.hugepages_mib:
         # Early, while memory is in one piece; the kubelet counts them once, when it starts.
         yield _file(
             "/etc/sysctl.d/90-tritonfleet.conf",
-            [f"vm.nr_hugepages = {pool.hugepages_mib // 2}"],
+            [f"vm.nr_hugepages = {pool.fabric.hugepages_mib // 2}"],
         )
         yield "sysctl --load=/etc/sysctl.d/90-tritonfleet.conf"
     if pool.rdma_interfaces:

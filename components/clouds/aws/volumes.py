@@ -28,13 +28,15 @@ size, and a Lustre file system grows in place."""
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimsArgs:
-    """`bucket` and `region` are the model bucket's; `depends_on` is what makes the namespace and the CSI drivers."""
+    """`bucket` and `region` are the model bucket's; with `protect` the shared file system's volumes are not replaced.
+    `depends_on` is what makes the namespace and the CSI drivers."""
 
     namespace: str
     models: Sequence[ModelPlan]
     files: SharedFiles
     bucket: pulumi.Input[str]
     region: str
+    protect: bool
     depends_on: Sequence[pulumi.Input[pulumi.Resource]]
 
 
@@ -60,6 +62,7 @@ class Claims(pulumi.ComponentResource):
             ),
             modes=["ReadWriteMany", "ReadWriteOnce"] if files.group_from_pod else ["ReadWriteMany"],
             mount_options=list(files.mount_options),
+            protect=args.protect,
         )
         self._volume(
             "engines-readonly",
@@ -72,6 +75,7 @@ class Claims(pulumi.ComponentResource):
             # Of all ways to say read-only this is the one that reaches the mount, whatever the pod says.
             mount_options=["ro", *files.mount_options],
             modes=["ReadWriteMany"],
+            protect=args.protect,
         )
         weights: dict[str, str] = {}
         for model in args.models:
@@ -118,6 +122,7 @@ class Claims(pulumi.ComponentResource):
         *,
         modes: list[str],
         mount_options: list[str],
+        protect: bool = False,
     ) -> None:
         namespace = self._args.namespace
         volume = PersistentVolume(
@@ -133,7 +138,7 @@ class Claims(pulumi.ComponentResource):
                 claim_ref=ObjectReferenceArgs(namespace=namespace, name=name),
                 persistent_volume_reclaim_policy="Retain",
             ),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=self._args.depends_on),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=self._args.depends_on, protect=protect),
         )
         claim = PersistentVolumeClaim(
             f"{namespace}-{name}",
@@ -144,6 +149,6 @@ class Claims(pulumi.ComponentResource):
                 volume_name=f"{namespace}-{name}",
                 resources=VolumeResourceRequirementsArgs(requests={"storage": _CAPACITY}),
             ),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[volume]),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[volume], protect=protect),
         )
         self._claims.append(claim)

@@ -1,9 +1,11 @@
 """The MIG gate in the cluster: one small pod on a system node, and no more rights than it uses."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pulumi
 from pulumi_kubernetes.apps.v1 import Deployment, DeploymentSpecArgs
@@ -14,6 +16,7 @@ from pulumi_kubernetes.core.v1 import (
     ConfigMapVolumeSourceArgs,
     ContainerArgs,
     EmptyDirVolumeSourceArgs,
+    EnvVarArgs,
     ExecActionArgs,
     KeyToPathArgs,
     PodSecurityContextArgs,
@@ -41,6 +44,7 @@ from pulumi_kubernetes.rbac.v1 import ClusterRole, ClusterRoleBinding, PolicyRul
 
 from components.platform.charts import Mirrors, mirrored
 from components.platform.namespaces import LABELS
+from planner.fleet import PoolPlan
 from planner.versions import PYTHON_IMAGE
 
 NAME = "mig-gate"
@@ -51,9 +55,11 @@ _CREDENTIALS = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 @dataclass(frozen=True, kw_only=True)
 class MigGateArgs:
-    """`depends_on` is what the pod needs to start: the namespace, and nodes."""
+    """`pools` are those whose nodes begin with the taint. `depends_on` is what the pod needs to start: the namespace,
+    and nodes."""
 
     namespace: str
+    pools: Sequence[PoolPlan]
     mirrors: Mirrors
     depends_on: Sequence[pulumi.Resource]
 
@@ -114,9 +120,7 @@ class MigGate(pulumi.ComponentResource):
             spec=DeploymentSpecArgs(
                 replicas=1,
                 selector=LabelSelectorArgs(match_labels=selector),
-                template=PodTemplateSpecArgs(
-                    metadata=ObjectMetaArgs(labels=labels), spec=_pod(script_name, args.mirrors)
-                ),
+                template=PodTemplateSpecArgs(metadata=ObjectMetaArgs(labels=labels), spec=_pod(script_name, args)),
             ),
             opts=pulumi.ResourceOptions(
                 parent=self, depends_on=[account, role, binding, script, policy, *args.depends_on]
@@ -125,7 +129,12 @@ class MigGate(pulumi.ComponentResource):
         self.register_outputs({})
 
 
-def _pod(script: str, mirrors: Mirrors) -> PodSpecArgs:
+def divided(pool: PoolPlan) -> dict[str, Any]:
+    """How gate.py knows a node of the pool whose GPUs are divided: by these labels, and so many slices or more."""
+    return {"labels": pool.node_selector, "resource": pool.gpu_resource, "slices": pool.units_per_node}
+
+
+def _pod(script: str, args: MigGateArgs) -> PodSpecArgs:
     command = ["python3", f"/opt/{NAME}/{SCRIPT.name}"]
     # The probe starts a Python, so it asks seldom.
     probe = ProbeArgs(
@@ -149,9 +158,12 @@ def _pod(script: str, mirrors: Mirrors) -> PodSpecArgs:
         containers=[
             ContainerArgs(
                 name=NAME,
-                image=mirrored(PYTHON_IMAGE, mirrors),
+                image=mirrored(PYTHON_IMAGE, args.mirrors),
                 image_pull_policy="Always",
                 command=command,
+                env=[
+                    EnvVarArgs(name="POOLS", value=json.dumps([divided(pool) for pool in args.pools], sort_keys=True))
+                ],
                 liveness_probe=probe,
                 readiness_probe=probe,
                 resources=ResourceRequirementsArgs(

@@ -1,8 +1,9 @@
 """Lets pods onto a MIG node once its GPUs are divided: removes the node's start-up taint, and does nothing else.
 
-Nodes are born with the taint, so that no pod lands on undivided GPUs. It goes when the MIG manager has reported success
-and the device plugin offers slices: without the second, the autoscaler would see a ready node on which nothing fits,
-and add another. Standard library only; shipped as a ConfigMap.
+Nodes are born with the taint, so that no pod lands on undivided GPUs. It goes when a node has the labels of its pool's
+pods (among them, where the MIG manager divides, its report of success) and offers as many slices as its GPUs have:
+before that, a slice could be a whole GPU, or the autoscaler would see a ready node on which nothing fits, and add
+another. Standard library only; shipped as a ConfigMap.
 """
 
 import http.client
@@ -20,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 TAINT = "startup-taint.cluster-autoscaler.kubernetes.io/mig"
-DIVIDED = "nvidia.com/mig.config.state=success"
-SLICES = "nvidia.com/mig-"
+POOL = "tritonfleet.io/pool"
+# For each pool: the labels of a divided node, the resource that is a slice of its GPUs, and how many of them it has.
+POOLS = json.loads(os.environ.get("POOLS", "[]"))
 
 CREDENTIALS = Path(os.environ.get("CREDENTIALS", "/var/run/secrets/kubernetes.io/serviceaccount"))
 HEARTBEAT = Path(os.environ.get("HEARTBEAT", "/run/mig-gate/alive"))
@@ -33,11 +35,11 @@ RETRY_SECONDS = 5
 def main() -> None:
     # The first process of a container ignores SIGTERM unless it says otherwise.
     signal.signal(signal.SIGTERM, stop)
-    log(f"removing {TAINT} from nodes with {DIVIDED} that offer {SLICES}*")
+    log(f"removing {TAINT} from nodes that are as these pools say: {json.dumps(POOLS)}")
     while True:
         HEARTBEAT.touch()
         try:
-            for node in divided_nodes():
+            for node in pool_nodes():
                 open_gate(node)
         except (OSError, ValueError, http.client.HTTPException) as error:
             log(f"watching nodes: {error}; again in {RETRY_SECONDS} s")
@@ -49,9 +51,12 @@ def alive() -> bool:
     return HEARTBEAT.exists() and time.time() - HEARTBEAT.stat().st_mtime < 3 * (WATCH_SECONDS + RETRY_SECONDS)
 
 
-def divided_nodes() -> Iterator[dict[str, Any]]:
-    """Every divided node now, then each one as it changes, until the watch ends."""
-    query = urllib.parse.urlencode({"watch": "true", "labelSelector": DIVIDED, "timeoutSeconds": WATCH_SECONDS})
+def pool_nodes() -> Iterator[dict[str, Any]]:
+    """Every node of the pools now, then each one as it changes, until the watch ends."""
+    names = ",".join(pool["labels"][POOL] for pool in POOLS)
+    query = urllib.parse.urlencode(
+        {"watch": "true", "labelSelector": f"{POOL} in ({names})", "timeoutSeconds": WATCH_SECONDS}
+    )
     with call("GET", f"/api/v1/nodes?{query}") as events:
         for line in events:
             event = json.loads(line)
@@ -63,8 +68,7 @@ def divided_nodes() -> Iterator[dict[str, Any]]:
 
 def open_gate(node: dict[str, Any]) -> None:
     name, taints = node["metadata"]["name"], node["spec"].get("taints", [])
-    allocatable = node.get("status", {}).get("allocatable", {})
-    if not any(resource.startswith(SLICES) and amount != "0" for resource, amount in allocatable.items()):
+    if not any(divided(node, pool) for pool in POOLS):
         return
     patch: list[dict[str, Any]] = []
     for index in reversed(range(len(taints))):
@@ -79,6 +83,12 @@ def open_gate(node: dict[str, Any]) -> None:
             log(f"{name}: open")
     except urllib.error.HTTPError as error:
         log(f"{name}: {error}: {error.read(300)!r}")
+
+
+def divided(node: dict[str, Any], pool: dict[str, Any]) -> bool:
+    labels = node["metadata"].get("labels", {})
+    slices = node.get("status", {}).get("allocatable", {}).get(pool["resource"], "0")
+    return pool["labels"].items() <= labels.items() and int(slices) >= pool["slices"]
 
 
 def call(method: str, path: str, body: object = None) -> http.client.HTTPResponse:

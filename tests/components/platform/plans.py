@@ -6,7 +6,7 @@ from pathlib import Path
 
 from planner.fleet import CloudPlan, NodeGroupPlan, PoolPlan
 from planner.plan import FleetPlan, plan_file
-from planner.pools import DEVICE_PLUGIN_CONFIG_LABEL
+from planner.pool_labels import DEVICE_PLUGIN_CONFIG_LABEL
 
 STACKS = Path(__file__).parents[3] / "stacks"
 EXAMPLES = sorted(path.name.removeprefix("Pulumi.").removesuffix(".yaml") for path in STACKS.glob("Pulumi.aws-*.yaml"))

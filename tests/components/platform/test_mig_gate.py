@@ -14,7 +14,7 @@ import pytest
 
 from components.platform.mig_gate import gate
 from components.platform.mig_gate.component import SCRIPT, MigGate, MigGateArgs
-from planner.pools import MIG_STARTUP_TAINT
+from planner.pool_labels import MIG_STARTUP_TAINT
 from planner.versions import PYTHON_IMAGE
 from tests.cluster.control_plane import ControlPlane
 from tests.components.world import run

@@ -1,4 +1,5 @@
-// The control plane that tests run manifests against: kube-apiserver and kubectl, built by `make control-plane`.
+// The control plane that tests run manifests against: kube-apiserver, kube-scheduler and kubectl.
+// `make control-plane` builds it.
 module tritonfleet/tests/kubernetes
 
 go 1.26.0
@@ -7,6 +8,7 @@ godebug default=go1.26
 
 tool (
 	k8s.io/kubernetes/cmd/kube-apiserver
+	k8s.io/kubernetes/cmd/kube-scheduler
 	k8s.io/kubernetes/cmd/kubectl
 )
 
@@ -46,6 +48,7 @@ require (
 	github.com/google/btree v1.1.3 // indirect
 	github.com/google/cel-go v0.26.0 // indirect
 	github.com/google/gnostic-models v0.7.0 // indirect
+	github.com/google/go-cmp v0.7.0 // indirect
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/gorilla/websocket v1.5.4-0.20250319132907-e064f32e3674 // indirect
 	github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus v1.1.0 // indirect
