@@ -100,7 +100,6 @@ class Fabric:
     hugepages_mib: int = 0
     hugepages_pod_mib: int = 0
     raise_memlock: bool = False
-    raise_memlock: bool = False
     host_paths: tuple[HostPath, ...] = ()
     sidecar: Sidecar | None = None
     exception: str = ""
