@@ -28,7 +28,7 @@ from planner.pool_labels import (
 FAST_GBPS_PER_GPU = 50
 
 # Which capacity type is tried first: what is paid for anyway, then the cheapest.
-PRIORITY: Mapping[CapacityType, int] = {"reserved": 40, "spot": 30, "flex-start": 20, "on-demand": 10}
+PRIORITY: Mapping[CapacityType, int] = {"reserved": 30, "spot": 20, "flex-start": 15, "on-demand": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,16 @@ class CheckedPool:
     @property
     def fast_network(self) -> bool:
         """Whether all-reduce may cross nodes: RDMA with FAST_GBPS_PER_GPU or more for each GPU."""
-        rates = [(type_.network_gbps or 0) / type_.gpu_count for type_ in self.instances if type_.rdma_interfaces]
-        return len(rates) == len(self.instances) and min(rates) >= FAST_GBPS_PER_GPU
+        return all(map(_has_fast_network, self.instances))
+
+
+def fast_types(cloud: str, gpu: str) -> list[str]:
+    """Instance types with the GPU over whose network all-reduce may cross nodes."""
+    return [name for name, type_ in instances(cloud).items() if type_.gpu == gpu and _has_fast_network(type_)]
+
+
+def _has_fast_network(type_: InstanceType) -> bool:
+    return type_.rdma_interfaces > 0 and (type_.network_gbps or 0) / type_.gpu_count >= FAST_GBPS_PER_GPU
 
 
 def check_pool(

@@ -1,7 +1,7 @@
 """How a model's groups run on their pool: what a pod asks for, how long it may take to start and to end."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from planner.clouds.facts import ReadRate
 from planner.config import ModelConfig
@@ -75,10 +75,18 @@ def grace_seconds(pool: PoolPlan, notice: SpotNotice) -> int:
 
 
 def placement_problems(
-    model: ModelConfig, memory: tuple[RankMemory, ...], pool: PoolPlan, key: str, *, nodes: int, fast_network: bool
+    model: ModelConfig,
+    memory: tuple[RankMemory, ...],
+    pool: PoolPlan,
+    key: str,
+    *,
+    nodes: int,
+    fast_network: bool,
+    fast_types: Sequence[str] = (),
 ) -> list[Problem]:
-    """Why the model's groups cannot run on the pool as sharded; over a `fast_network` all-reduce may cross nodes."""
-    found = [*_sharing(model, memory, pool), *_placement(model, pool, nodes, fast_network)]
+    """Why the model's groups cannot run on the pool as sharded; over a `fast_network` all-reduce may cross nodes, and
+    `fast_types` are instance types that have one."""
+    found = [*_sharing(model, memory, pool), *_placement(model, pool, nodes, fast_network, fast_types)]
     return [Problem(key=f"{key}.{field}", what=what, consequence=cost, fix=fix) for field, what, cost, fix in found]
 
 
@@ -101,7 +109,9 @@ def _sharing(model: ModelConfig, memory: tuple[RankMemory, ...], pool: PoolPlan)
         yield "serving.kv_cache_free_gpu_mem_fraction", what, cost, fix
 
 
-def _placement(model: ModelConfig, pool: PoolPlan, nodes: int, fast_network: bool) -> Iterator[Finding]:
+def _placement(
+    model: ModelConfig, pool: PoolPlan, nodes: int, fast_network: bool, fast_types: Sequence[str]
+) -> Iterator[Finding]:
     if model.gpus_per_node > pool.gpus_per_node:
         what = f"{model.gpus_per_node}, and a node of pool {pool.name} has {pool.gpus_per_node}"
         yield "gpus_per_node", what, "no node could hold a pod of the group", "remove it: the pool decides"
@@ -115,7 +125,8 @@ def _placement(model: ModelConfig, pool: PoolPlan, nodes: int, fast_network: boo
     if model.tensor_parallel > model.gpus_per_node and not fast_network:
         what = f"tensor parallel {model.tensor_parallel} spans nodes without a fast interconnect"
         cost = "each layer's all-reduce would cross the network, tens of times slower than inside a node"
-        fix = f"give tensor_parallel: {model.gpus_per_node} and more pipeline_parallel, or instances with fast RDMA"
+        fix = f"give tensor_parallel: {model.gpus_per_node} and more pipeline_parallel"
+        fix += f", or a pool of {' or '.join(fast_types)}" if fast_types else ""
         yield "tensor_parallel", what, cost, fix
     zones = pool.node_groups[0].zones
     if len(zones) > 1:

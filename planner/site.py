@@ -16,7 +16,7 @@ from planner.fleet import CloudPlan, NetworkPlan, PoolPlan, ServingPlan, SpotNot
 from planner.instances import regions
 from planner.memory import GIB
 from planner.network import address_problems, plan_network
-from planner.pools import CheckedPool, check_pool, nodes_needed, plan_pool
+from planner.pools import CheckedPool, check_pool, fast_types, nodes_needed, plan_pool
 from planner.pricing import estimate_cost, quota_needs
 
 # The longest spot notice of any cloud: a group that loads for longer is not back before its predecessor is gone.
@@ -66,6 +66,7 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
             f"models[{index}]",
             nodes=model.nodes,
             fast_network=pool.fast_network,
+            fast_types=fast_types(config.cloud, pool.instance.gpu),
         )
         problems += found
         if not found:

@@ -21,6 +21,7 @@ from planner.fleet import CloudPlan
 SERVING = "tritonfleet"
 LEADER_WORKER_SET = "lws-system"
 GPU_OPERATOR = "gpu-operator"
+NODES = "tritonfleet-nodes"
 METRICS_LABEL = "tritonfleet.io/metrics"
 """Namespaces that carry it, with the value true, may read the models' metrics."""
 METRICS_PORT = 8002
@@ -54,6 +55,9 @@ def namespace_plans(plan: CloudPlan) -> list[NamespacePlan]:
         # The operator's DaemonSets are the vendor's own: they mount the host's /dev, /sys and container runtime, and
         # the MIG manager stops services of the host. Of ours only the MIG gate runs here, which meets `restricted`.
         wanted.append(NamespacePlan(name=GPU_OPERATOR, pod_security="privileged"))
+    if any(pool.fabric and pool.fabric.raise_memlock for pool in plan.pools):
+        # The one DaemonSet of ours that acts on nodes: it is root, and sees their processes.
+        wanted.append(NamespacePlan(name=NODES, pod_security="privileged"))
     return wanted
 
 

@@ -11,8 +11,9 @@ from components.platform.autoscaler import NAMESPACE, PRIORITIES, cluster_autosc
 from components.platform.charts import install
 from components.platform.controllers import leader_worker_set, metrics_server
 from components.platform.gpu_operator import gpu_operator
-from components.platform.mig_gate.component import MigGate, MigGateArgs
-from components.platform.namespaces import GPU_OPERATOR, LABELS, SERVING, namespaces, serving_rules
+from components.platform.memlock.component import Memlock, MemlockArgs
+from components.platform.mig_gate.component import MigGate, MigGateArgs, gated
+from components.platform.namespaces import GPU_OPERATOR, LABELS, NODES, SERVING, namespaces, serving_rules
 from planner.fleet import CloudPlan
 
 if TYPE_CHECKING:
@@ -66,15 +67,19 @@ class Platform(pulumi.ComponentResource):
             autoscaler = cluster_autoscaler(plan, autoscaling.chart, cloud.mirrors)
             needs = [*needs, *autoscaling.resources]
             ready.append(install(autoscaler, name=name, parent=self, depends_on=needs))
-        gated = [pool for pool in plan.pools if any(group.startup_taints for group in pool.node_groups)]
-        if gated:
+        closed = [pool for pool in plan.pools if gated(pool)]
+        if closed:
             gate = MigGateArgs(
                 namespace=GPU_OPERATOR,
-                pools=gated,
+                pools=closed,
                 mirrors=cloud.mirrors,
                 depends_on=[spaces[GPU_OPERATOR], *cloud.nodes],
             )
             ready.append(MigGate(f"{name}-mig-gate", gate, child))
+        locked = [pool.name for pool in plan.pools if pool.fabric and pool.fabric.raise_memlock]
+        if locked:
+            space = pulumi.ResourceOptions(parent=self, depends_on=[spaces[NODES]])
+            Memlock(f"{name}-memlock", MemlockArgs(namespace=NODES, pools=locked, mirrors=cloud.mirrors), space)
         self.namespace = SERVING
         self.ready = ready
         self.register_outputs({"namespace": SERVING})

@@ -24,6 +24,8 @@ FACTS = CloudFacts(
     system_instance_type="m7i.large",
     # Cluster Autoscaler, cloudprovider/aws, GPULabel: a node that has it and no GPU yet is still starting.
     gpu_labels={"k8s.amazonaws.com/accelerator": "{gpu}"},
+    identity="IRSA, or EKS Pod Identity",
+    bucket="S3, by the Mountpoint CSI driver",
     mixed_types=True,
     pool_name=NameRule(
         pattern=re.compile(r"[a-z]([-a-z0-9]{0,18}[a-z0-9])?"),

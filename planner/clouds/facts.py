@@ -152,6 +152,7 @@ class Unsupported:
 class CloudFacts:
     """One cloud.
 
+    `identity` says in words how pods become somebody in the cloud, and `bucket` how they read the model bucket.
     `mixed_types` says that one node group can have several instance types. `brings` are platform parts that the cloud
     runs itself ("gpu-operator", "cluster-autoscaler", "metrics-server"). `gpu_labels` are on nodes with whole GPUs;
     {gpu} is the GPU's name. `pool_label` is a label of the cloud's whose value is the pool's name and by which the
@@ -168,6 +169,8 @@ class CloudFacts:
     brings: frozenset[str]
     system_instance_type: str
     gpu_labels: Mapping[str, str]
+    identity: str
+    bucket: str
     mixed_types: bool
     pool_name: NameRule
     pool_label: str | None

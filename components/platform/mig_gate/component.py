@@ -45,6 +45,7 @@ from pulumi_kubernetes.rbac.v1 import ClusterRole, ClusterRoleBinding, PolicyRul
 from components.platform.charts import Mirrors, mirrored
 from components.platform.namespaces import LABELS
 from planner.fleet import PoolPlan
+from planner.pool_labels import DEVICE_PLUGIN_LABEL
 from planner.versions import PYTHON_IMAGE
 
 NAME = "mig-gate"
@@ -55,7 +56,7 @@ _CREDENTIALS = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 @dataclass(frozen=True, kw_only=True)
 class MigGateArgs:
-    """`pools` are those whose nodes begin with the taint. `depends_on` is what the pod needs to start: the namespace,
+    """`pools` are those whose nodes begin closed. `depends_on` is what the pod needs to start: the namespace,
     and nodes."""
 
     namespace: str
@@ -65,7 +66,7 @@ class MigGateArgs:
 
 
 class MigGate(pulumi.ComponentResource):
-    """Removes the start-up taint of MIG nodes when their GPUs are divided; see gate.py."""
+    """Opens MIG nodes when their GPUs are divided; see gate.py."""
 
     def __init__(self, name: str, args: MigGateArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("tritonfleet:platform:MigGate", name, None, opts)
@@ -83,7 +84,7 @@ class MigGate(pulumi.ComponentResource):
         role = ClusterRole(
             f"{name}-role",
             metadata=metadata(NAME, None),
-            # Kubernetes has no narrower right than patching nodes for taking a taint off one.
+            # Kubernetes has no narrower right than patching nodes for changing a taint or a label.
             rules=[PolicyRuleArgs(api_groups=[""], resources=["nodes"], verbs=["get", "list", "watch", "patch"])],
             opts=child,
         )
@@ -129,9 +130,19 @@ class MigGate(pulumi.ComponentResource):
         self.register_outputs({})
 
 
+def gated(pool: PoolPlan) -> bool:
+    """Whether nodes of the pool begin closed."""
+    return any(group.startup_taints or group.labels.get(DEVICE_PLUGIN_LABEL) == "false" for group in pool.node_groups)
+
+
 def divided(pool: PoolPlan) -> dict[str, Any]:
-    """How gate.py knows a node of the pool whose GPUs are divided: by these labels, and so many slices or more."""
-    return {"labels": pool.node_selector, "resource": pool.gpu_resource, "slices": pool.units_per_node}
+    """How gate.py knows a node of the pool whose GPUs are divided."""
+    labels = {"labels": pool.node_selector}
+    if any(group.startup_taints for group in pool.node_groups):
+        return labels | {"resource": pool.gpu_resource, "slices": pool.units_per_node}
+    # GPU feature discovery calls a divided GPU NVIDIA-H100-NVL-MIG-1g.12gb, or …-MIG-INVALID while it has no slices.
+    # The memory in the name differs between GPUs of one family.
+    return labels | {"product": f"-MIG-{(pool.mig_profile or '').partition('.')[0]}."}
 
 
 def _pod(script: str, args: MigGateArgs) -> PodSpecArgs:

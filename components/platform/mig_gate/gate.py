@@ -1,9 +1,10 @@
-"""Lets pods onto a MIG node once its GPUs are divided: removes the node's start-up taint, and does nothing else.
+"""Lets pods onto a MIG node once its GPUs are divided, and does nothing else.
 
-Nodes are born with the taint, so that no pod lands on undivided GPUs. It goes when a node has the labels of its pool's
-pods (among them, where the MIG manager divides, its report of success) and offers as many slices as its GPUs have:
-before that, a slice could be a whole GPU, or the autoscaler would see a ready node on which nothing fits, and add
-another. Standard library only; shipped as a ConfigMap.
+Where the MIG manager divides, nodes are born with a taint. It goes when a node has the labels of its pool's pods (among
+them the manager's report of success) and offers as many slices as its GPUs have: before that, a slice could be a whole
+GPU, or the autoscaler would see a ready node on which nothing fits, and add another. Where the cloud divides, nodes are
+born with a label that keeps the device plugin away, so that they offer no GPU. It changes when GPU feature discovery
+has seen slices of the wanted size. Standard library only; shipped as a ConfigMap.
 """
 
 import http.client
@@ -21,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 TAINT = "startup-taint.cluster-autoscaler.kubernetes.io/mig"
-POOL = "tritonfleet.io/pool"
-# For each pool: the labels of a divided node, the resource that is a slice of its GPUs, and how many of them it has.
+POOL, PLUGIN, PRODUCT = "tritonfleet.io/pool", "nvidia.com/gpu.deploy.device-plugin", "nvidia.com/gpu.product"
+# For each pool: the labels of a divided node; and the resource that is a slice of its GPUs, and how many of it there
+# are, or else what the name of its GPUs has in it.
 POOLS = json.loads(os.environ.get("POOLS", "[]"))
 
 CREDENTIALS = Path(os.environ.get("CREDENTIALS", "/var/run/secrets/kubernetes.io/serviceaccount"))
@@ -35,7 +37,7 @@ RETRY_SECONDS = 5
 def main() -> None:
     # The first process of a container ignores SIGTERM unless it says otherwise.
     signal.signal(signal.SIGTERM, stop)
-    log(f"removing {TAINT} from nodes that are as these pools say: {json.dumps(POOLS)}")
+    log(f"opening nodes that are as these pools say: {json.dumps(POOLS)}")
     while True:
         HEARTBEAT.touch()
         try:
@@ -67,7 +69,7 @@ def pool_nodes() -> Iterator[dict[str, Any]]:
 
 
 def open_gate(node: dict[str, Any]) -> None:
-    name, taints = node["metadata"]["name"], node["spec"].get("taints", [])
+    name, taints, labels = node["metadata"]["name"], node["spec"].get("taints", []), node["metadata"].get("labels", {})
     if not any(divided(node, pool) for pool in POOLS):
         return
     patch: list[dict[str, Any]] = []
@@ -76,6 +78,8 @@ def open_gate(node: dict[str, Any]) -> None:
             # The test refuses the patch when somebody changed the taints meanwhile; their change is the next event.
             patch.append({"op": "test", "path": f"/spec/taints/{index}", "value": taints[index]})
             patch.append({"op": "remove", "path": f"/spec/taints/{index}"})
+    if labels.get(PLUGIN) == "false":
+        patch.append({"op": "replace", "path": f"/metadata/labels/{PLUGIN.replace('/', '~1')}", "value": "true"})
     if not patch:
         return
     try:
@@ -87,8 +91,11 @@ def open_gate(node: dict[str, Any]) -> None:
 
 def divided(node: dict[str, Any], pool: dict[str, Any]) -> bool:
     labels = node["metadata"].get("labels", {})
-    slices = node.get("status", {}).get("allocatable", {}).get(pool["resource"], "0")
-    return pool["labels"].items() <= labels.items() and int(slices) >= pool["slices"]
+    if not pool["labels"].items() <= labels.items():
+        return False
+    if "product" in pool:
+        return pool["product"] in labels.get(PRODUCT, "")
+    return int(node.get("status", {}).get("allocatable", {}).get(pool["resource"], "0")) >= pool["slices"]
 
 
 def call(method: str, path: str, body: object = None) -> http.client.HTTPResponse:

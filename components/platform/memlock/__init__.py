@@ -1,0 +1,1 @@
+"""The DaemonSet that lets pods of RDMA nodes lock memory."""
