@@ -41,6 +41,9 @@ def planned() -> tuple[FleetPlan, CloudPlan]:
         if plan.infrastructure is None:
             fix = "`python -m fleet serve` serves it on this machine; to deploy, choose a cloud"
             raise PlanError([Problem(key="cloud", what=plan.cloud, consequence="there is nothing to deploy", fix=fix)])
+        # `fleet synth` runs this file by another name: it has no credentials, and looks at no cluster.
+        if __name__ == "__main__" and (found := cloud_class(plan.cloud).unreachable(plan.infrastructure)):
+            raise PlanError(found)
     except PlanError as error:
         count = len(error.problems)
         raise pulumi.RunError(f"{count} problem{'s' if count > 1 else ''} in the stack\n{error}") from error

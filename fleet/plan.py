@@ -5,7 +5,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich import box
 from rich.console import Console
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         document: dict[str, Any] = {"estimates": ESTIMATES, "models": [_document(report) for report in reports]}
         if fleet and fleet.infrastructure:
             document["infrastructure"] = asdict(fleet.infrastructure)
-        print(json.dumps(document, indent=2, default=lambda section: section.model_dump()))
+        print(json.dumps(document, indent=2, default=_plain))
     else:
         console = Console(highlight=False)
         for report in reports:
@@ -164,6 +164,11 @@ def print_problems(problems: tuple[Problem, ...], *, as_json: bool) -> None:
     count = len(problems)
     print(f"{count} problem{'s' if count > 1 else ''}; nothing was planned\n", file=sys.stderr)
     print("\n".join(str(problem) for problem in problems), file=sys.stderr)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: a set, or a section of the stack file."""
+    return sorted(cast(frozenset[str], value)) if isinstance(value, frozenset) else value.model_dump()
 
 
 def _document(report: _Report) -> dict[str, Any]:

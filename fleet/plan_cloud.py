@@ -4,13 +4,50 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from planner.cloud_config import ExistingConfig
 from planner.fleet import CloudPlan
 from planner.plan import FleetPlan
 
 
 def print_infrastructure(plan: FleetPlan, cloud: CloudPlan, console: Console) -> None:
     """Print it as tables; money is of GPU nodes alone, and every estimate says so."""
-    console.print(f"\n{cloud.name} {cloud.region}: {', '.join(subnet.zone for subnet in cloud.network.subnets)}")
+    if cloud.existing:
+        _print_cluster(cloud.existing, console)
+    else:
+        console.print(f"\n{cloud.name} {cloud.region}: {', '.join(subnet.zone for subnet in cloud.network.subnets)}")
+        _print_groups(cloud, console)
+    console.print(cloud.cost.note, soft_wrap=True)
+    for model in plan.models:
+        serving = model.serving
+        if serving is None:
+            continue
+        console.print(
+            f"{model.name}: {serving.replicas} x {serving.group_size} pods on pool {serving.pool.name}; loads in about "
+            f"{serving.load_seconds} s (estimate: {serving.load_source}); {serving.drain_seconds} s to finish requests",
+            soft_wrap=True,
+        )
+        if serving.pool.gpu_resource is None:
+            gibibytes = serving.memory_mib / 1024
+            console.print(f"each of them asks for {serving.cpu_millis / 1000:g} CPUs and {gibibytes:.1f} GiB of memory")
+    for quota in cloud.quotas:
+        console.print(f"the account must allow {quota.needed:,} {quota.unit} of {quota.name!r}")
+
+
+def _print_cluster(existing: ExistingConfig, console: Console) -> None:
+    """Nothing of it is made and nothing of it is paid for: where it is, and what of it is used."""
+    context = existing.context or "the current one"
+    console.print(f"\nexisting cluster: context {context} of {existing.kubeconfig}", markup=False, soft_wrap=True)
+    console.print(
+        f"a volume of {existing.volume_gib:,} GiB of class {existing.storage_class}, {existing.access_mode}",
+        markup=False,
+        soft_wrap=True,
+    )
+    for nodes in existing.nodes:
+        gpus = " ".join(filter(None, (nodes.gpu, nodes.mig_profile)))
+        console.print(f"{nodes.name}: up to {nodes.nodes} nodes with {nodes.gpus_per_node} {gpus}", markup=False)
+
+
+def _print_groups(cloud: CloudPlan, console: Console) -> None:
     groups = Table(
         title="Node groups, in the order they are tried",
         title_justify="left",
@@ -37,15 +74,3 @@ def print_infrastructure(plan: FleetPlan, cloud: CloudPlan, console: Console) ->
     console.print(groups)
     if cloud.cost.usd_per_month is not None:
         console.print(f"GPU nodes of the preferred capacity: about {cloud.cost.usd_per_month:,.0f} USD per month")
-    console.print(cloud.cost.note, soft_wrap=True)
-    for model in plan.models:
-        serving = model.serving
-        if serving is None:
-            continue
-        console.print(
-            f"{model.name}: {serving.replicas} x {serving.group_size} pods on pool {serving.pool.name}; loads in about "
-            f"{serving.load_seconds} s (estimate: {serving.load_source}); {serving.drain_seconds} s to finish requests",
-            soft_wrap=True,
-        )
-    for quota in cloud.quotas:
-        console.print(f"the account must allow {quota.needed:,} {quota.unit} of {quota.name!r}")

@@ -92,7 +92,10 @@ class Recording:
 
 
 Computed = Callable[[Registered], Mapping[str, Any]]
-"""What the cloud would add to a resource's inputs once it exists."""
+"""What the cloud would add to a resource's inputs once it exists; `id` is its id."""
+
+Answers = Mapping[str, Mapping[str, Any]]
+"""What the cloud would answer to a question, by the function's token."""
 
 
 def record(
@@ -104,13 +107,15 @@ def record(
     secret_keys: frozenset[str] = frozenset(),
     preview: bool = True,
     computed: Computed | None = None,
+    answers: Answers | None = None,
 ) -> Recording:
     """Run `program` as a stack with `config` (`namespace:key` to text), as the Pulumi CLI would hand it over.
 
     A preview knows what the program itself says and nothing else. Without `preview`, every id is known, and what
-    `computed` returns. Whatever the program, or an `apply` in it, raises is raised here.
+    `computed` returns. A question that `answers` does not have is an error. Whatever the program, or an `apply` in it,
+    raises is raised here.
     """
-    monitor = _Monitor(project, stack, preview, computed)
+    monitor = _Monitor(project, stack, preview, computed, answers or {})
     engine = _Engine()
 
     def start() -> None:
@@ -145,12 +150,13 @@ def plain(value: Any) -> Any:
 class _Monitor:
     """The part of the engine's resource monitor that a program without transforms, hooks and reads needs."""
 
-    def __init__(self, project: str, stack: str, preview: bool, computed: Computed | None) -> None:
+    def __init__(self, project: str, stack: str, preview: bool, computed: Computed | None, answers: Answers) -> None:
         self.registered: dict[str, Registered] = {}
         self.outputs: dict[str, Any] = {}
         self._prefix = f"urn:pulumi:{stack}::{project}::"
         self._preview = preview
         self._computed = computed
+        self._answers = answers
 
     def RegisterResource(self, request: resource_pb2.RegisterResourceRequest) -> resource_pb2.RegisterResourceResponse:
         urn = self._urn(request)
@@ -159,16 +165,16 @@ class _Monitor:
         if urn in self.registered:
             raise pulumi.RunError(f"{urn} is registered twice")
         registered = self.registered[urn] = _registered(urn, request)
+        echoed = _echoed(request.object)
         if self._preview:
-            return resource_pb2.RegisterResourceResponse(urn=urn, object=request.object)
+            return resource_pb2.RegisterResourceResponse(urn=urn, object=echoed)
         state = struct_pb2.Struct()
-        computed: Mapping[str, Any] = self._computed(registered) if self._computed else {}
+        computed = dict(self._computed(registered)) if self._computed else {}
+        id_ = str(computed.pop("id", f"{request.name}-id")) if request.custom else ""
         for key, value in computed.items():
             secret = key in registered.additional_secret_outputs
             state[key] = {_SIGNATURE: _SECRET, "value": value} if secret else value
-        for key, value in request.object.fields.items():
-            state.fields[key].CopyFrom(value)
-        id_ = f"{request.name}-id" if request.custom else ""
+        _merge(state, echoed)
         return resource_pb2.RegisterResourceResponse(urn=urn, id=id_, object=state)
 
     def RegisterResourceOutputs(self, request: resource_pb2.RegisterResourceOutputsRequest) -> empty_pb2.Empty:
@@ -177,8 +183,13 @@ class _Monitor:
         return empty_pb2.Empty()
 
     def Invoke(self, request: resource_pb2.ResourceInvokeRequest) -> resource_pb2.ResourceInvokeResponse:
-        # What a cloud answers differs from day to day, and so would the plan.
-        raise pulumi.RunError(f"the program asks the cloud ({request.tok}), which only a deployment can")
+        if request.tok not in self._answers:
+            # What a cloud answers differs from day to day, and so would the plan.
+            raise pulumi.RunError(f"the program asks the cloud ({request.tok}), which only a deployment can")
+        answer = struct_pb2.Struct()
+        answer.update(self._answers[request.tok])
+        response: Any = resource_pb2.ResourceInvokeResponse  # its field's name is a word of Python's
+        return response(**{"return": answer})
 
     def GetDeploymentInfo(self, _: empty_pb2.Empty) -> resource_pb2.DeploymentInfo:
         return resource_pb2.DeploymentInfo(supportedFeatures=_FEATURES)
@@ -203,6 +214,32 @@ class _Engine:
     def Log(self, request: engine_pb2.LogRequest) -> None:
         if request.severity in (engine_pb2.WARNING, engine_pb2.ERROR):
             self.messages.append(request.message)
+
+
+def _echoed(inputs: struct_pb2.Struct) -> struct_pb2.Struct:
+    """Inputs as a provider gives them back: Azure takes a list of identities and answers with a map, left out here."""
+    state = struct_pb2.Struct()
+    state.CopyFrom(inputs)
+    if "identity" in state.fields:
+        state.fields["identity"].struct_value.fields.pop("userAssignedIdentities", None)
+    return state
+
+
+def _merge(state: struct_pb2.Struct, given: struct_pb2.Struct) -> None:
+    """Puts what is given over what the cloud computes, also within objects and lists of them: it adds to those too."""
+    for key, value in given.fields.items():
+        _put(state.fields[key], value)
+
+
+def _put(computed: struct_pb2.Value, given: struct_pb2.Value) -> None:
+    kinds = {computed.WhichOneof("kind"), given.WhichOneof("kind")}
+    if kinds == {"struct_value"} and _SIGNATURE not in given.struct_value.fields:
+        _merge(computed.struct_value, given.struct_value)
+    elif kinds == {"list_value"} and len(computed.list_value.values) == len(given.list_value.values):
+        for old, new in zip(computed.list_value.values, given.list_value.values, strict=True):
+            _put(old, new)
+    else:
+        computed.CopyFrom(given)
 
 
 def _registered(urn: str, request: resource_pb2.RegisterResourceRequest) -> Registered:

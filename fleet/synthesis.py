@@ -15,6 +15,8 @@ from planner.errors import PlanError, Problem
 from planner.pulumi_config import config_of
 
 PROGRAM = Path(__file__).parents[1]
+NOT_DEPLOYED = "recorded"
+"""The program's `__name__` here. Pulumi runs it as `__main__`, and only then may it look at a cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ def record_program(
     config, secret_keys = config_of(values)
     try:
         return record(
-            lambda: runpy.run_path(str(PROGRAM), run_name="__main__"),
+            lambda: runpy.run_path(str(PROGRAM), run_name=NOT_DEPLOYED),
             project=NAMESPACE,
             stack=stack,
             config=config,

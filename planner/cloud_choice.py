@@ -34,16 +34,15 @@ def on_pool(
     """The model with the GPU that its pool decides, and what is wrong with the choice of pool."""
     existing = as_list(as_mapping(values.get(EXISTING)).get("nodes"))
     listed = existing if site.cloud == EXISTING else as_list(values.get("pools"))
-    pools = {pool.get("name"): pool for pool in map(as_mapping, listed)}
+    pools = {known: pool for pool in map(as_mapping, listed) if isinstance(known := pool.get("name"), str)}
     name = model.get("pool")
-    if site.cloud == EXISTING and name is None:
+    if name is None and site.cloud == EXISTING and (site.existing is None or model.get("backend") == "cpu"):
         return model, []
     pool = pools.get(name) if isinstance(name, str) else None
     if pool is None:
         where = "existing.nodes" if site.cloud == EXISTING else "pools"
-        names = [str(known) for known in pools]
-        known = f"give one of {', '.join(names)}" if names else f"list the pool under `{where}`"
-        fix = did_you_mean(name, names, known) if isinstance(name, str) else known
+        known = f"give one of {', '.join(pools)}" if pools else f"list the pool under `{where}`"
+        fix = did_you_mean(name, pools, known) if isinstance(name, str) else known
         what = "is missing" if name is None else f"no pool named {shown(name)}"
         return model, [Problem(key=f"{key}.pool", what=what, consequence=_NO_GPUS, fix=fix)]
     if model.get("backend") == "cpu":
@@ -64,7 +63,7 @@ def _with_gpu_of(
         first = next(iter(as_list(pool.get("instance_types"))), None)
         instance = instances(cloud).get(first) if isinstance(first, str) else None
         gpu, count = (instance.gpu, instance.gpu_count) if instance else (None, None)
-    if gpu not in gpus() or not isinstance(count, int):
+    if not isinstance(gpu, str) or gpu not in gpus() or not isinstance(count, int) or count < 1:
         return model, []  # said of the pool
     profile = pool.get("mig_profile")
     # A profile that the GPU does not have is said of the pool alone.

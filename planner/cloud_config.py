@@ -29,8 +29,8 @@ class NetworkConfig(Strict):
 
     cidr: str = Field(
         default="10.40.0.0/16",
-        description="Private IPv4 range of the network, /16 to /21; nodes and pods of each zone get an eighth of it. "
-        "With `existing`, that network's range.",
+        description="Private IPv4 range of the network, on AWS /16 to /21, of which nodes and pods of each zone get an "
+        "eighth; elsewhere up to /20, of which pods get half. With `existing`, that network's range.",
     )
     service_cidr: str = Field(
         default="172.20.0.0/16",
@@ -96,7 +96,7 @@ class PoolConfig(Strict):
     reservation: str | None = Field(
         default=None,
         min_length=1,
-        max_length=128,
+        max_length=512,
         description="Id of the reservation that `reserved` uses: a capacity block (AWS, `cr-…`), a reservation's name "
         "(Google Cloud), a capacity reservation group's id (Azure).",
     )
@@ -144,8 +144,8 @@ class StorageConfig(Strict):
         default=None,
         min_length=1,
         max_length=64,
-        description="Zone id of the Lustre file system; default: the first of the pools' zones by name. Another zone "
-        "is another file system.",
+        description="Zone id of the Lustre file system, or of Filestore; default: that of the pools, where they have "
+        "one. Another zone is another file system.",
     )
     nfs_capacity_gib: int | None = Field(
         default=None,
@@ -157,14 +157,14 @@ class StorageConfig(Strict):
     lustre_capacity_gib: int | None = Field(
         default=None,
         ge=1,
-        le=1_000_000,
+        le=100_000_000,
         description="GiB, in the steps that the cloud sells; none: what loads 405B models in minutes.",
     )
     lustre_throughput_mb_s_per_tib: int | None = Field(
         default=None,
         ge=1,
         le=10_000,
-        description="What all nodes together read, in MB/s for each TiB of capacity; none: 500 or 250.",
+        description="What all nodes together read, in MB/s for each TiB of capacity; none: 500, or 1000 on GKE.",
     )
     accept_load_minutes: int | None = Field(
         default=None, ge=1, le=1440, description="Minutes that loading a model from `nfs` may take without a refusal."

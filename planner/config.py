@@ -173,8 +173,10 @@ def parse_stack(values: Mapping[str, Any]) -> ParsedStack:
         if site is not None and isinstance(entry, dict):
             chosen, found_of_pool = on_pool(as_mapping(entry), site, values, key)
         model, found = _parse_model(chosen, key)
+        managed = site is not None and site.cloud != EXISTING
         # The pool decides the GPU: without the one a model lacks the other, and one of the two is said.
-        found = [problem for problem in found if problem.key != f"{key}.gpu" or (site and site.cloud == EXISTING)]
+        decided = managed or any(problem.key == f"{key}.pool" for problem in found_of_pool)
+        found = [problem for problem in found if problem.key != f"{key}.gpu" or not decided]
         problems += found_of_pool + found
         if model is not None and not found_of_pool:
             models[index] = model

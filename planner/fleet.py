@@ -88,8 +88,9 @@ class Fabric:
 
     A pod of a whole node asks for as many of `resource` as the node has interfaces (None: it gets them by its
     annotations), and for `hugepages_pod_mib` of the `hugepages_mib` that the node sets aside. With `raise_memlock` the
-    cloud's nodes let containers lock too little memory, and a DaemonSet of ours raises that. What no pod of the
-    `restricted` standard may have stands in `host_paths` and `sidecar`, and `exception` says why it must be.
+    cloud's nodes let containers lock too little memory, and a DaemonSet of ours raises that. With `one_zone` a cluster
+    has one network of the kind, which lies in one zone. What no pod of the `restricted` standard may have stands in
+    `host_paths` and `sidecar`, and `exception` says why it must be.
     """
 
     kind: str
@@ -100,6 +101,7 @@ class Fabric:
     hugepages_mib: int = 0
     hugepages_pod_mib: int = 0
     raise_memlock: bool = False
+    one_zone: bool = False
     host_paths: tuple[HostPath, ...] = ()
     sidecar: Sidecar | None = None
     exception: str = ""
@@ -162,8 +164,9 @@ class PoolPlan:
 class StoragePlan:
     """The shared file system and the model bucket.
 
-    `nfs` and `lustre` have `capacity_gib` (None: it grows by itself); `lustre` lies in one zone, and reads
-    `throughput_mb_s_per_tib`. `class` is a volume of an existing cluster's storage class.
+    `nfs` and `lustre` have `capacity_gib` (None: it grows by itself); `lustre` reads `throughput_mb_s_per_tib`. What
+    lies in one zone lies in `zone`, which is "" for what is in all of them. `class` is a volume of an existing
+    cluster's storage class.
     """
 
     kind: Literal["nfs", "lustre", "class"]
@@ -234,9 +237,10 @@ class QuotaNeed:
 class CloudPlan:
     """Everything that a stack on a cluster needs beyond its models.
 
-    `brings` are charts that the cluster needs no release of, since it has their like. With the MIG strategy `single` a
-    slice is a `nvidia.com/gpu`. What `allow_replacement` names may be replaced by an update: `cluster`, `storage`, or a
-    pool as `pools.NAME`. Of an existing cluster there is nothing but `existing`, and pools of nodes that are there.
+    `brings` are charts that the cluster needs no release of, since it has their like. `gpu_runtime_class` is the
+    runtime's handler that the GPU operator's own pods need. With the MIG strategy `single` a slice is a
+    `nvidia.com/gpu`. What `allow_replacement` names may be replaced by an update: `cluster`, `storage`, or a pool as
+    `pools.NAME`. Of an existing cluster there is nothing but `existing`, and pools of nodes that are there.
     """
 
     name: str
@@ -249,6 +253,7 @@ class CloudPlan:
     images: ImagesConfig
     spot_notice: SpotNotice
     brings: frozenset[str]
+    gpu_runtime_class: str | None
     mig_strategy: Literal["mixed", "single"]
     allow_replacement: tuple[str, ...]
     aws: AwsConfig

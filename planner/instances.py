@@ -20,7 +20,7 @@ RESERVATION_KINDS = ("odcr", "capacity-block", "flex-start", "dws-calendar", "re
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceType:
-    """One instance type. What no source names is 0, None, False or (): the plan must not count on it.
+    """One instance type. What no source names is 0, None or False: the plan must not count on it.
 
     `network_gbps` is a peak on small sizes; `local_nvme_gb` is decimal; prices are of `price_region`, the
     on-demand price at `price_as_of` and the spot price at `spot_as_of` (the earliest date that its source may be of).
@@ -39,7 +39,7 @@ class InstanceType:
     local_nvme_gb: int
     mig_capable: bool
     spot_supported: bool
-    reservation_kinds: tuple[str, ...]
+    reservation_kinds: tuple[str, ...] | None
     price_region: str
     on_demand_usd_h: float | None
     spot_usd_h: float | None
@@ -182,10 +182,10 @@ class _Row:
             raise self.fault(column, "must be above 0")
         return number
 
-    def _reservation_kinds(self) -> tuple[str, ...]:
+    def _reservation_kinds(self) -> tuple[str, ...] | None:
         text = self._values.get("reservation_kinds")
         if text in ("", "none"):
-            return ()
+            return () if text else None
         kinds = tuple((text or "").split(";"))
         if not set(kinds) <= set(RESERVATION_KINDS):
             raise self.fault("reservation_kinds", f"may hold {', '.join(RESERVATION_KINDS)}, parted by ;")

@@ -68,9 +68,11 @@ def _planned_subnets(config: NetworkConfig, facts: NetworkFacts) -> Iterator[Sub
             yield SubnetPlan(zone=zone, private_cidr="", public_cidr="", existing_id=existing)
 
 
-def address_problems(plan: NetworkPlan, pools: Sequence[PoolPlan], cloud: str, key: str = "network") -> list[Problem]:
+def address_problems(
+    plan: NetworkPlan, pools: Sequence[PoolPlan], cloud: str, *, system_nodes: int = 0, key: str = "network"
+) -> list[Problem]:
     """Ranges that are too small for the pools' nodes when all of them run: each zone's private subnet, with the nodes
-    spread over their zones, or the range of all pods."""
+    spread over their zones, or the range of all pods, of which system nodes take as much as others."""
     facts = cloud_facts(cloud).network
     problems: list[Problem] = []
     for subnet in plan.subnets:
@@ -86,12 +88,14 @@ def address_problems(plan: NetworkPlan, pools: Sequence[PoolPlan], cloud: str, k
             for group in pool.node_groups[:1]
             if subnet.zone in ("", *group.zones)
         )
+        if plan.pod_cidr:
+            needed += system_nodes * facts.addresses_per_node
         if needed > room:
-            where = f"in {subnet.zone}" if subnet.zone else "for pods"
+            where, nodes = (f"in {subnet.zone}", "GPU nodes") if subnet.zone else ("for pods", "nodes")
             problems.append(
                 Problem(
                     key=f"{key}.cidr",
-                    what=f"{room} addresses {where}, and the GPU nodes at their most hold {needed}",
+                    what=f"{room} addresses {where}, and the {nodes} at their most hold {needed}",
                     consequence="pods of the last nodes would get no address and stay in ContainerCreating",
                     fix="give a larger range, more zones to the pools, or a smaller max_nodes",
                 )

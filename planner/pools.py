@@ -63,7 +63,7 @@ def check_pool(
     config: PoolConfig, *, cloud: CloudFacts, region: str, network_zones: Sequence[str], key: str
 ) -> tuple[CheckedPool | None, list[Problem]]:
     """The pool with what the catalogue knows of it, or every reason why there can be no such nodes."""
-    found = [*_shape(config), *_name(config, cloud)]
+    found = [*_shape(config, cloud), *_name(config, cloud)]
     known = instances(cloud.name)
     types = tuple(known[name] for name in config.instance_types if name in known)
     for index, name in enumerate(config.instance_types):
@@ -84,7 +84,7 @@ def plan_pool(pool: CheckedPool, cloud: CloudFacts, *, rdma: bool) -> PoolPlan:
     """The pool as it is built; with `rdma` its nodes get every RDMA interface that the instance type has."""
     config, first = pool.config, pool.instance
     gpu, mig, profile = gpus()[first.gpu], cloud.mig, config.mig_profile
-    fabric = cloud.fabrics.get(first.rdma) if rdma else None
+    fabric = cloud.fabrics.get(first.rdma) if rdma and first.rdma_interfaces else None
     interfaces = first.rdma_interfaces if fabric else 0
     resource, units = GPU_RESOURCE, first.gpu_count * (config.time_slicing or 1)
     selector, tolerations = {POOL_LABEL: config.name}, [GPU_TAINT]
@@ -173,7 +173,7 @@ def _node_group(
 _NO_NODES = "no node of this pool could be started; its pods would stay pending"
 
 
-def _shape(config: PoolConfig) -> Iterator[Finding]:
+def _shape(config: PoolConfig, cloud: CloudFacts) -> Iterator[Finding]:
     for field in ("instance_types", "capacity", "zones"):
         values: Sequence[str] = getattr(config, field) or ()
         if len(set(values)) < len(values):
@@ -196,6 +196,9 @@ def _shape(config: PoolConfig) -> Iterator[Finding]:
             "what was reserved would be paid for and not used",
             "add reserved to capacity, or remove it",
         )
+    if config.disk_gib > cloud.largest_disk_gib:
+        what = f"{config.disk_gib}, and {cloud.title} makes disks of nodes up to {cloud.largest_disk_gib}"
+        yield "disk_gib", what, "the node group would be refused", f"give at most {cloud.largest_disk_gib}"
     if config.mig_profile and config.time_slicing:
         cost = "a pod would share its slice's memory with others, and models that fit would fail"
         yield "time_slicing", "together with mig_profile", cost, "choose one of the two"
@@ -218,6 +221,7 @@ def _alike(types: Sequence[InstanceType], cloud: CloudFacts) -> Iterator[Finding
     if len(types) > 1 and not cloud.mixed_types:
         what = f"{len(types)} of them, and a node pool of {cloud.title} has one"
         yield "instance_types", what, "the node pool would be refused", "make a pool for each"
+        return
     for other in types[1:]:
         for what, mine, theirs in (
             ("GPU", first.gpu, other.gpu),
@@ -235,9 +239,15 @@ def _capacity(config: PoolConfig, types: Sequence[InstanceType], cloud: CloudFac
             if not instance.spot_supported:
                 what = f"spot, and {instance.name} is never offered as spot"
                 yield "capacity", what, _NO_NODES, "remove spot, or the instance type"
-    if "flex-start" in config.capacity:
+    if "on-demand" in config.capacity:
         for instance in types:
-            if "flex-start" not in instance.reservation_kinds:
+            if instance.name.startswith(cloud.no_on_demand):
+                what = f"on-demand, and {instance.name} is never sold so"
+                yield "capacity", what, _NO_NODES, "give spot, flex-start, or a larger instance type"
+    # Where the cloud knows no flex-start at all, that is said when the stack is read.
+    if "flex-start" in config.capacity and "pools[].capacity=flex-start" not in cloud.unsupported:
+        for instance in types:
+            if "flex-start" not in (instance.reservation_kinds or ()):
                 what = f"flex-start, and {instance.name} is not offered so"
                 yield "capacity", what, _NO_NODES, "remove flex-start, or the instance type"
     if "reserved" not in config.capacity:
@@ -246,7 +256,7 @@ def _capacity(config: PoolConfig, types: Sequence[InstanceType], cloud: CloudFac
         what = f"reserved with {len(types)} instance types"
         yield "capacity", what, "a reservation is of one instance type", "make a pool of its own for the reservation"
     kinds, rule = types[0].reservation_kinds, cloud.reservation_id
-    if kinds and not set(cloud.reservation_kinds) & set(kinds):
+    if kinds is not None and not set(cloud.reservation_kinds) & set(kinds):
         what = f"reserved, and {types[0].name} has no {' or '.join(cloud.reservation_kinds)}"
         yield "capacity", what, "the node group would be refused", "choose spot or on-demand"
     if config.reservation and not rule.pattern.fullmatch(config.reservation):

@@ -21,14 +21,20 @@ SECRET = "hugging_face_token"
 
 # What a key means where its field does not say so itself, by class and key.
 MEANING: Mapping[str, str] = {
-    "StackConfig.cloud": "Where the cluster is made; `existing`: nowhere, the models run on a laptop or a cluster.",
+    "StackConfig.cloud": "Where the cluster is made; `existing`: nowhere, the models run on a laptop or on a cluster "
+    "that is there.",
     "StackConfig.region": "The cloud's name of the region (`us-east-1`). Required on a managed cloud, as `network` and "
-    "`pools` are; on an existing cluster only `cloud` and `models` are given.",
+    "`pools` are; an existing cluster has none of the three.",
     "StackConfig.network": "Ranges and zones.",
     "StackConfig.cluster": "The control plane and who may use it.",
     "StackConfig.storage": "The shared file system and what is kept.",
     "StackConfig.images": "Where container images come from.",
     "StackConfig.aws": "What only AWS has.",
+    "StackConfig.gcp": "What only Google Cloud has. Required there.",
+    "StackConfig.azure": "What only Azure has.",
+    "StackConfig.existing": "The cluster to deploy to; none: a laptop, where `fleet serve` runs the models.",
+    "StackConfig.allow_replacement": "What an update may replace for once: `cluster`, `storage`, or a pool as "
+    "`pools.NAME`. Pulumi refuses to replace or delete any other of them, unless `storage.keep_data` is `false`.",
     "StackConfig.hugging_face_token": "Token for gated weights: `pulumi config set --secret "
     "tritonfleet:hugging_face_token`.",
     "StackConfig.pools": "GPU nodes.",
@@ -44,7 +50,8 @@ MEANING: Mapping[str, str] = {
     "ModelConfig.tensor_parallel": "Ranks that share each layer; they exchange data at every layer.",
     "ModelConfig.pipeline_parallel": "Ranks that each hold a run of layers, one after another.",
     "ModelConfig.quantization": "Number formats.",
-    "ModelConfig.pool": "The pool whose nodes serve the model. Required on a managed cloud.",
+    "ModelConfig.pool": "The pool whose nodes serve the model. Required on a managed cloud, and for GPU models on an "
+    "existing cluster, where it names one of `existing.nodes`.",
     "ModelConfig.gpu": "GPU that the engine is for (`H100-80GB`); a pool decides it.",
     "ModelConfig.gpus_per_node": "GPUs of a node that one group uses; more ranks than these span nodes. With a pool: "
     "as many as the node has and the model needs.",
@@ -54,6 +61,9 @@ MEANING: Mapping[str, str] = {
     "ModelConfig.max_num_tokens": "Most tokens of one step over all requests; activation memory grows with it.",
     "ModelConfig.build": "Flags of `trtllm-build`, for `backend: tensorrt`.",
     "ModelConfig.serving": "How the engine is served; changes rebuild nothing.",
+    "TaintConfig.key": "The taint's key.",
+    "TaintConfig.value": "Its value; none: empty.",
+    "TaintConfig.effect": "Its effect.",
     "QuantizationConfig.weights": "Format of the weights; FP8 needs Ada or newer, NVFP4 Blackwell.",
     "QuantizationConfig.kv_cache": "Format of the KV cache: half the memory for each token.",
     "BuildFlags.gemm_plugin": "Type that matrix products are computed in by cuBLAS; `disable`: by TensorRT.",
@@ -168,8 +178,8 @@ def _default(name: str, key: str, value: dict[str, Any]) -> str:
     return f"{_literal(factory({'backend': 'tensorrt'}))}; {_literal(factory({'backend': 'cpu'}))} for `backend: cpu`"
 
 
-def _literal(value: bool | int | float | str | list[str] | None) -> str:
-    if value is None:
+def _literal(value: bool | int | float | str | list[str] | dict[str, str] | None) -> str:
+    if value is None or value == "":
         return "none"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"

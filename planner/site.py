@@ -1,23 +1,20 @@
 """Everything around the models of a stack on a managed cloud: network, pools, storage, and where each model lands."""
 
-import ipaddress
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from planner import serving
 from planner.clouds import CloudFacts, cloud_facts
-from planner.clouds.facts import version_of
 from planner.config import ParsedStack, SiteConfig
-from planner.config_problems import Finding
-from planner.errors import Problem, did_you_mean, shown
+from planner.errors import Problem, shown
 from planner.fleet import CloudPlan, NetworkPlan, PoolPlan, ServingPlan, SpotNotice, StoragePlan
-from planner.instances import regions
 from planner.memory import GIB
 from planner.network import address_problems, plan_network
 from planner.pools import CheckedPool, check_pool, fast_types, nodes_needed, plan_pool
 from planner.pricing import estimate_cost, quota_needs
+from planner.settings import settings_problems
 
 # The longest spot notice of any cloud: a group that loads for longer is not back before its predecessor is gone.
 QUICK_SECONDS = 120
@@ -41,7 +38,7 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
     assert config is not None
     cloud = cloud_facts(config.cloud)
     notice = _notice(config, cloud)
-    problems = [*_settings(parsed, config, cloud), *_sources(models)]
+    problems = [*settings_problems(parsed, config, cloud), *_sources(models)]
     network, found = _network(config)
     problems += found
     checked, found = _checked_pools(parsed, config, cloud)
@@ -51,7 +48,7 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
     }
     spanning = {landed[index].config.name for index in landed if models[index].nodes > 1}
     pools = {name: plan_pool(pool, cloud, rdma=name in spanning) for name, pool in checked.items()}
-    problems += _unlike_networks(parsed, checked, spanning)
+    problems += [*_unlike_networks(parsed, checked, spanning), *_apart(parsed, pools)]
     plans: dict[int, ServingPlan] = {}
     for index, pool in landed.items():
         model, plan = models[index], pools[pool.config.name]
@@ -90,7 +87,8 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
     }
     problems += _too_small(parsed, wanted)
     if network is not None:
-        problems += address_problems(network, tuple(pools.values()), config.cloud)
+        system_nodes = config.cluster.system_nodes
+        problems += address_problems(network, tuple(pools.values()), config.cloud, system_nodes=system_nodes)
     if problems or parsed.problems or network is None or config.region is None:
         return None, problems
     in_order = tuple(pools.values())
@@ -105,6 +103,7 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
         images=config.images,
         spot_notice=notice,
         brings=cloud.brings,
+        gpu_runtime_class=cloud.gpu_runtime_class,
         mig_strategy="single" if cloud.mig.whole_resource else "mixed",
         allow_replacement=config.allow_replacement,
         aws=config.aws,
@@ -120,12 +119,13 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
 
 def _storage(config: SiteConfig, cloud: CloudFacts, pools: Iterable[CheckedPool]) -> StoragePlan:
     lustre = config.storage.shared == "lustre"
+    # By name, not by place in the file: another order must not move the file system.
+    zone = config.storage.zone or min(zone for pool in pools for zone in pool.zones)
     return StoragePlan(
         kind=config.storage.shared,
         capacity_gib=cloud.lustre_gib(config.storage) if lustre else cloud.nfs_gib(config.storage),
         throughput_mb_s_per_tib=cloud.lustre_tier(config.storage),
-        # By name, not by place in the file: another order must not move the file system.
-        zone=config.storage.zone or min(zone for pool in pools for zone in pool.zones),
+        zone=zone if lustre or cloud.nfs.zonal else "",
         node_cache=config.storage.node_cache,
         keep_data=config.storage.keep_data,
     )
@@ -157,116 +157,6 @@ def _checked_pools(
         if sound is not None:
             checked[pool.name] = sound
     return checked, problems
-
-
-def _settings(parsed: ParsedStack, config: SiteConfig, cloud: CloudFacts) -> list[Problem]:
-    found = [
-        *_region(config),
-        *_access(config, cloud),
-        *_spot_notice(config, cloud),
-        *_file_system(config, cloud),
-        *_storage_zone(parsed, config),
-        *_replacements(parsed, config),
-    ]
-    return [Problem(key=key, what=what, consequence=cost, fix=fix) for key, what, cost, fix in found]
-
-
-def _region(config: SiteConfig) -> Iterator[Finding]:
-    known = regions(config.cloud)
-    if config.region is not None and config.region not in known:
-        what = f"{shown(config.region)} is not a region of {config.cloud} with GPU instances"
-        fix = did_you_mean(config.region, known, f"give one of {', '.join(sorted(known))}")
-        yield "region", what, "nothing could be made there", fix
-
-
-def _access(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
-    rule = cloud.administrator
-    for index, cidr in enumerate(config.cluster.api_cidrs):
-        try:
-            open_to = ipaddress.ip_network(cidr)
-        except ValueError as error:
-            what = f"{shown(cidr)}: {error}"
-            yield (
-                f"cluster.api_cidrs[{index}]",
-                what,
-                "the control plane would refuse it",
-                "write a range, like 198.51.100.0/24",
-            )
-            continue
-        if open_to.prefixlen == 0:
-            cost = "everyone on the internet could try to log in to the control plane"
-            yield (
-                f"cluster.api_cidrs[{index}]",
-                f"{cidr} is everyone",
-                cost,
-                "give your office's or CI's ranges, or none",
-            )
-    for index, principal in enumerate(config.cluster.administrators):
-        if not rule.pattern.fullmatch(principal):
-            what = f"{shown(principal)} is not {rule.words}"
-            cost = "the access entry would be refused, and nobody could administer the cluster"
-            yield f"cluster.administrators[{index}]", what, cost, f"give one like {rule.example}"
-
-
-def _spot_notice(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
-    asked, version = config.cluster.spot_notice_seconds, config.cluster.kubernetes_version
-    if asked is None:
-        return
-    allowed = [notice for notice in cloud.spot_notices if notice.since <= version_of(version)]
-    if any(notice.seconds == asked for notice in allowed):
-        return
-    offers = {notice.seconds: notice.since for notice in cloud.spot_notices}
-    what = f"{asked}, which {cloud.title} {version} does not give"
-    cost = "pods would plan for time that they are not given, and requests in flight would be cut off"
-    listed = " or ".join(str(notice.seconds) for notice in allowed)
-    newer = f", or kubernetes_version '{'.'.join(map(str, offers[asked]))}'" if asked in offers else ""
-    yield "cluster.spot_notice_seconds", what, cost, f"give {listed}{newer}, or leave it out"
-
-
-def _file_system(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
-    storage, facts = config.storage, cloud.lustre
-    refused = "the file system would be refused"
-    if storage.shared == "lustre":
-        tier = cloud.lustre_tier(storage)
-        sizes, capacity = facts.tiers.get(tier), cloud.lustre_gib(storage)
-        if sizes is None:
-            listed = ", ".join(map(str, facts.tiers))
-            what = f"{tier}, which {facts.name} does not have"
-            yield "storage.lustre_throughput_mb_s_per_tib", what, refused, f"give one of {listed}"
-        elif not sizes.offers(capacity):
-            what = f"{capacity}, and {facts.name} grows from {sizes.smallest} in steps of {sizes.step} GiB"
-            what += f" to {sizes.largest}" if capacity > sizes.largest else ""
-            yield "storage.lustre_capacity_gib", what, refused, f"give {sizes.at_least(capacity)}"
-    elif cloud.nfs.sizes and not cloud.nfs.sizes.offers(capacity := cloud.nfs_gib(storage) or 0):
-        sizes = cloud.nfs.sizes
-        what = f"{capacity}, and {cloud.nfs.name} has {sizes.smallest} to {sizes.largest} GiB in steps of {sizes.step}"
-        yield "storage.nfs_capacity_gib", what, refused, f"give {sizes.at_least(capacity)}"
-
-
-def _replacements(parsed: ParsedStack, config: SiteConfig) -> Iterator[Finding]:
-    known = ["cluster", "storage", *(f"pools.{pool.name}" for pool in parsed.pools.values())]
-    for index, name in enumerate(config.allow_replacement):
-        if name not in known:
-            fix = did_you_mean(name, known, f"give one of {', '.join(known)}")
-            yield (
-                f"allow_replacement[{index}]",
-                f"{shown(name)} is nothing of this stack",
-                "it would have no effect",
-                fix,
-            )
-
-
-def _storage_zone(parsed: ParsedStack, config: SiteConfig) -> Iterator[Finding]:
-    zones = config.network.zones if config.network else ()
-    used = {zone for pool in parsed.pools.values() for zone in pool.zones or zones}
-    if config.storage.shared == "lustre" and config.storage.zone is None and len(used) > 1:
-        what = f"is missing, and the pools lie in {len(used)} zones"
-        cost = "the file system lies in one; another pool could move it, which is another file system, empty"
-        yield "storage.zone", what, cost, f"give one of {', '.join(sorted(used))}"
-    if config.storage.zone is not None and zones and config.storage.zone not in zones:
-        fix = did_you_mean(config.storage.zone, zones, f"give one of {', '.join(zones)}")
-        what = f"{shown(config.storage.zone)} is not a zone of the network"
-        yield "storage.zone", what, "the file system would have no subnet", fix
 
 
 def _sources(models: Mapping[int, "ModelPlan"]) -> list[Problem]:
@@ -348,6 +238,27 @@ def _unlike_networks(
         for index, pool in parsed.pools.items()
         if len(set(counts.get(pool.name, {}).values())) > 1
     ]
+
+
+def _apart(parsed: ParsedStack, pools: Mapping[str, PoolPlan]) -> list[Problem]:
+    first: dict[str, tuple[str, str]] = {}
+    problems: list[Problem] = []
+    for index, pool in parsed.pools.items():
+        plan = pools.get(pool.name)
+        if plan is None or plan.fabric is None or not plan.fabric.one_zone:
+            continue
+        zone, kind = plan.node_groups[0].zones[0], plan.fabric.kind
+        where, name = first.setdefault(kind, (zone, pool.name))
+        if where != zone:
+            problems.append(
+                Problem(
+                    key=f"pools[{index}].zones",
+                    what=f"{zone}, and pool {name} over the same {kind} network is in {where}",
+                    consequence="the network lies in one zone; nodes of the other would have no interfaces in it",
+                    fix=f"give `zones: [{where}]`, or a stack of its own",
+                )
+            )
+    return problems
 
 
 def _too_small(parsed: ParsedStack, wanted: Mapping[str, int]) -> list[Problem]:

@@ -17,6 +17,7 @@ MAX_CONFIG_BYTES = 8 << 20
 SAMPLE_BYTES = 1 << 20
 
 BUCKET = "bucket://"
+PYPI = "pypi://"
 
 _COST = "the model's dimensions are unknown; neither memory nor sharding can be computed"
 

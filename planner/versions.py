@@ -56,8 +56,80 @@ CHARTS: Final = {
     "aws-efa-k8s-device-plugin": Chart(
         name="aws-efa-k8s-device-plugin", repository="https://aws.github.io/eks-charts", version="v0.5.30"
     ),
+    # The newest that Azure/aks-rdma-infiniband is tried with.
+    "network-operator": Chart(
+        name="network-operator", repository="https://helm.ngc.nvidia.com/nvidia", version="v26.4.0"
+    ),
 }
 """Charts by the name of their release."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AzureLustreClient:
+    """The Lustre client of an Ubuntu release: what AKS labels its nodes, and version and build of the packages."""
+
+    ubuntu: str
+    os_sku: str
+    lustre: str
+    build: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AzureLustreDriver:
+    """The CSI driver of Azure Managed Lustre; `image` ends in the name of the Ubuntu release."""
+
+    image: str
+    registrar: str
+    liveness_probe: str
+    clients: tuple[AzureLustreClient, ...]
+
+
+AZURE_LUSTRE: Final = AzureLustreDriver(
+    image="mcr.microsoft.com/oss/v2/kubernetes-csi/azurelustre-csi:v0.4.0",
+    registrar="mcr.microsoft.com/oss/kubernetes-csi/csi-node-driver-registrar:v2.13.0",
+    liveness_probe="mcr.microsoft.com/oss/kubernetes-csi/livenessprobe:v2.15.0",
+    clients=(
+        AzureLustreClient(ubuntu="jammy", os_sku="Ubuntu2204", lustre="2.15.7", build="33-g79ddf99"),
+        AzureLustreClient(ubuntu="noble", os_sku="Ubuntu2404", lustre="2.16.1", build="14-gbc76088"),
+    ),
+)
+"""As its manifests have it (azurelustre-csi-driver v0.4.0, deploy/): there is no chart."""
+
+DOCA_DRIVER: Final = "doca3.2.0-25.10-1.2.8.0-2"
+"""InfiniBand's driver on Azure; the network operator appends the node's system (Azure/aks-rdma-infiniband)."""
+
+SRIOV_DEVICE_PLUGIN: Final = "network-operator-v25.10.0"
+"""What makes devices of InfiniBand interfaces there, of the same source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuDirect:
+    """Google's GPUDirect over TCP: the image that puts its libraries on a node, and that of the daemon beside the
+    ranks."""
+
+    installer: str
+    daemon: str
+
+
+_GPUDIRECT = "us-docker.pkg.dev/gce-ai-infra/gpudirect"
+GPUDIRECT: Final = {
+    "tcpx": GpuDirect(
+        installer=f"{_GPUDIRECT}-tcpx/nccl-plugin-gpudirecttcpx-dev:v3.1.9",
+        daemon=f"{_GPUDIRECT}-tcpx/tcpgpudmarxd-dev:v2.0.12",
+    ),
+    "tcpxo": GpuDirect(
+        installer=f"{_GPUDIRECT}-tcpxo/nccl-plugin-gpudirecttcpx-dev:v1.0.15",
+        daemon=f"{_GPUDIRECT}-tcpxo/tcpgpudmarxd-dev:v1.0.21",
+    ),
+}
+"""By kind of network, as container-engine-accelerators@992db81 pairs them."""
+
+DEVICE_INJECTOR: Final = (
+    "gcr.io/gke-release/nri-device-injector@sha256:6e79483d52abdc28454bf186320b10a56b0f117a10e8d65d5c74dbb821a76970"
+)
+"""Gives containers the devices that a pod's annotations name; of the same source, and so is the next."""
+
+PAUSE_IMAGE: Final = "gke.gcr.io/pause:3.8@sha256:880e63f94b145e46f1b1082bb71b85e21f16b99b180b9996407d61240ceb9830"
 
 CLUSTER_AUTOSCALER: Final = {"1.33": "v1.33.6", "1.34": "v1.34.5", "1.35": "v1.35.2", "1.36": "v1.36.1"}
 """Kubernetes version -> image tag: the autoscaler simulates the scheduler of one Kubernetes version."""
@@ -66,6 +138,7 @@ PYTHON_IMAGE: Final = "public.ecr.aws/docker/library/python:3.13.15-slim-trixie"
 """What small controllers of our own run in; they use the standard library only."""
 
 PYTHON_PACKAGES: Final = {
+    "kubernetes": "37.0.2",
     "pulumi": "3.272.0",
     "pulumi-aws": "7.51.1",
     "pulumi-azure-native": "3.29.0",

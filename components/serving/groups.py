@@ -168,13 +168,13 @@ def _template(args: ModelGroupsArgs, *, leader: bool) -> PodTemplateSpecArgs:
         pods.secret("token", token_name(model), TOKEN_FOLDER),
         *pods.scratch(serving),
     ]
-    annotations: dict[str, str] = {}
+    annotations = dict(pods.ANNOTATIONS)
     if loads_bucket(args.model):
         parts.append(pods.claim("weights", common.volumes.weights[model], pods.WEIGHTS, read_only=True))
         annotations |= common.volumes.weights_annotations
     sidecars: list[ContainerArgs] = []
     if fabric := _fabric(serving):
-        parts += pods.host_paths(fabric)
+        parts += pods.host_folders(fabric)
         sidecars = pods.sidecars(fabric)
         annotations |= fabric.annotations
     where = placement(model, serving)
@@ -183,8 +183,8 @@ def _template(args: ModelGroupsArgs, *, leader: bool) -> PodTemplateSpecArgs:
         automount_service_account_token=False,
         enable_service_links=False,
         security_context=pods.pod_security(),
-        node_selector=serving.pool.node_selector,
-        tolerations=pods.tolerations(serving.pool),
+        node_selector=serving.pool.node_selector or None,
+        tolerations=pods.tolerations(serving.pool) or None,
         affinity=where.affinity,
         topology_spread_constraints=where.spread,
         init_containers=sidecars or None,
@@ -193,7 +193,7 @@ def _template(args: ModelGroupsArgs, *, leader: bool) -> PodTemplateSpecArgs:
         termination_grace_period_seconds=serving.grace_seconds,
     )
     labels = common_labels() | pods_of(model)
-    return PodTemplateSpecArgs(metadata=ObjectMetaArgs(labels=labels, annotations=annotations or None), spec=spec)
+    return PodTemplateSpecArgs(metadata=ObjectMetaArgs(labels=labels, annotations=annotations), spec=spec)
 
 
 def _container(args: ModelGroupsArgs, parts: Sequence[pods.Mounted], *, leader: bool) -> ContainerArgs:

@@ -109,8 +109,8 @@ def _spec(args: OnceArgs, image: str) -> JobSpecArgs:
         automount_service_account_token=False,
         enable_service_links=False,
         security_context=pods.pod_security(),
-        node_selector=args.pool.node_selector if args.pool else None,
-        tolerations=pods.tolerations(args.pool) if args.pool else None,
+        node_selector=(args.pool.node_selector or None) if args.pool else None,
+        tolerations=(pods.tolerations(args.pool) or None) if args.pool else None,
         containers=[container],
         volumes=pods.volumes(args.parts),
         restart_policy="Never",
@@ -123,7 +123,8 @@ def _spec(args: OnceArgs, image: str) -> JobSpecArgs:
         # Two pods at once would only wait for each other's lock.
         pod_replacement_policy="Failed",
         template=PodTemplateSpecArgs(
-            metadata=ObjectMetaArgs(labels=dict(args.labels), annotations=dict(args.annotations) or None), spec=template
+            metadata=ObjectMetaArgs(labels=dict(args.labels), annotations={**pods.ANNOTATIONS, **args.annotations}),
+            spec=template,
         ),
     )
 

@@ -37,6 +37,10 @@ WEIGHTS = "/weights"
 # Part of a node's disk that its pods may fill; images, logs and the kubelet's reserve have the rest.
 _DISK_SHARE = 0.5
 
+ANNOTATIONS = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+"""Of every pod. Moving one rank restarts its whole group, and a build or a download its work: no autoscaler may empty a
+node for the sake of a better use of others."""
+
 _ENVIRONMENT = {
     "HOME": "/cache",
     "PYTHONDONTWRITEBYTECODE": "1",
@@ -91,24 +95,25 @@ def secret(volume: str, name: str, folder: str) -> Mounted:
     return Mounted(volume=VolumeArgs(name=volume, secret=source), mounts=(_at(folder, volume),))
 
 
-def host_paths(fabric: Fabric) -> list[Mounted]:
-    """Folders of the node that the network's libraries lie in."""
+def host_folders(fabric: Fabric) -> list[Mounted]:
+    """Folders of the node that the network's libraries lie in, mounted where the ranks look for them; those that the
+    sidecar alone looks into are only volumes."""
+    ranks = {folder.path: folder.mount for folder in fabric.host_paths}
     return [
         Mounted(
-            volume=VolumeArgs(name=f"host-{index}", host_path=HostPathVolumeSourceArgs(path=folder.path)),
-            mounts=(VolumeMountArgs(name=f"host-{index}", mount_path=folder.mount),),
+            volume=VolumeArgs(name=volume, host_path=HostPathVolumeSourceArgs(path=path)),
+            mounts=(VolumeMountArgs(name=volume, mount_path=ranks[path]),) if path in ranks else (),
         )
-        for index, folder in enumerate(fabric.host_paths)
+        for path, volume in _host_volumes(fabric).items()
     ]
 
 
 def sidecars(fabric: Fabric) -> list[ContainerArgs]:
     """The network's own container: an init container that goes on, so that it starts before the ranks and ends after
     them."""
-    sidecar = fabric.sidecar
+    sidecar, volumes = fabric.sidecar, _host_volumes(fabric)
     if sidecar is None:
         return []
-    volumes = {folder.path: f"host-{index}" for index, folder in enumerate(fabric.host_paths)}
     return [
         ContainerArgs(
             name=sidecar.name,
@@ -117,15 +122,24 @@ def sidecars(fabric: Fabric) -> list[ContainerArgs]:
             command=list(sidecar.command),
             restart_policy="Always",
             env=[EnvVarArgs(name=name, value=value) for name, value in sorted(sidecar.environment.items())],
+            # Capabilities are of use to root alone (the kernel's capabilities(7)): nobody else keeps them through exec.
             security_context=SecurityContextArgs(
+                run_as_user=0,
+                run_as_non_root=False,
                 allow_privilege_escalation=False,
-                capabilities=CapabilitiesArgs(drop=["ALL"], add=list(sidecar.capabilities)),
+                capabilities=CapabilitiesArgs(add=list(sidecar.capabilities)),
             ),
             volume_mounts=[
                 VolumeMountArgs(name=volumes[folder.path], mount_path=folder.mount) for folder in sidecar.host_paths
             ],
         )
     ]
+
+
+def _host_volumes(fabric: Fabric) -> dict[str, str]:
+    """Volumes by the node's folder."""
+    folders = (*fabric.host_paths, *(fabric.sidecar.host_paths if fabric.sidecar else ()))
+    return {path: f"host-{index}" for index, path in enumerate(dict.fromkeys(folder.path for folder in folders))}
 
 
 def scratch(serving: ServingPlan) -> list[Mounted]:

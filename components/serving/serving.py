@@ -151,8 +151,8 @@ def _file_system(plan: FleetPlan) -> str:
     if plan.infrastructure is None:
         raise ValueError("the plan has no shared file system: it is not of a managed cloud")
     storage = plan.infrastructure.storage
-    # NFS is in every zone; Lustre is in one, and elsewhere it is another file system; so is another storage class.
-    return storage.kind if storage.kind == "nfs" else f"{storage.kind}-{storage.zone}"
+    # What is in one zone is another file system in another; so is another storage class.
+    return f"{storage.kind}-{storage.zone}" if storage.zone else storage.kind
 
 
 def _serving(model: ModelPlan) -> ServingPlan:

@@ -26,6 +26,9 @@ FACTS = CloudFacts(
     gpu_labels={"k8s.amazonaws.com/accelerator": "{gpu}"},
     identity="IRSA, or EKS Pod Identity",
     bucket="S3, by the Mountpoint CSI driver",
+    gpu_runtime_class=None,
+    # EBS User Guide, "Amazon EBS volume types": gp3.
+    largest_disk_gib=16_384,
     mixed_types=True,
     pool_name=NameRule(
         pattern=re.compile(r"[a-z]([-a-z0-9]{0,18}[a-z0-9])?"),

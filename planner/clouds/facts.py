@@ -39,7 +39,7 @@ class NfsFacts:
     """The cloud's NFS: most that one client reads, and most that all read together, in MiB/s.
 
     Where capacity is bought, `sizes` are on offer, and all together read `base_mib_s` and `mib_s_per_gib` more for each
-    GiB of it; an elastic file system has no sizes.
+    GiB of it; an elastic file system has no sizes. A `zonal` one lies in one zone, and in another it is another one.
     """
 
     name: str
@@ -49,6 +49,7 @@ class NfsFacts:
     sizes: Sizes | None = None
     base_mib_s: float = 0
     mib_s_per_gib: float = 0
+    zonal: bool = False
 
     def rate(self, gib: int | None) -> tuple[float, float]:
         """GB/s of one client, and of all together."""
@@ -158,8 +159,10 @@ class CloudFacts:
     {gpu} is the GPU's name. `pool_label` is a label of the cloud's whose value is the pool's name and by which the
     cloud orders node groups; nodes have a taint of the same key.
     `spot_notices` begin with the longest. `fabrics` are by the instance catalogue's word for the network.
-    `reservation_kinds` are what `reserved` can use, in the catalogue's words. `quotas` are the account's limits by
-    capacity type: beginnings of instance types, and the limit that they count to, in `quota_unit`.
+    `reservation_kinds` are what `reserved` can use, in the catalogue's words. `gpu_runtime_class` is the container
+    runtime's handler for pods with GPUs, where it is not the GPU operator's own. `largest_disk_gib` is the most that a
+    node's root disk may have. `quotas` are the account's limits by capacity type: beginnings of instance types, and the
+    limit that they count to, in `quota_unit`. Instance types that begin like one of `no_on_demand` are not sold so.
     `required` are keys of a stack file that this cloud cannot do without, and how to give them. `unsupported` is by
     the key of a stack file, or by key=value where only one value is.
     """
@@ -171,6 +174,8 @@ class CloudFacts:
     gpu_labels: Mapping[str, str]
     identity: str
     bucket: str
+    gpu_runtime_class: str | None
+    largest_disk_gib: int
     mixed_types: bool
     pool_name: NameRule
     pool_label: str | None
@@ -186,6 +191,7 @@ class CloudFacts:
     network: NetworkFacts
     nfs: NfsFacts
     lustre: LustreFacts
+    no_on_demand: tuple[str, ...] = ()
     required: Mapping[str, str] = field(default_factory=dict[str, str])
     unsupported: Mapping[str, Unsupported] = field(default_factory=dict[str, Unsupported])
 
@@ -213,7 +219,7 @@ class CloudFacts:
 
     def nfs_gib(self, storage: StorageConfig) -> int | None:
         """The NFS file system's capacity; None where it grows by itself."""
-        return storage.nfs_capacity_gib or (self.nfs.sizes.smallest if self.nfs.sizes else None)
+        return (storage.nfs_capacity_gib or self.nfs.sizes.smallest) if self.nfs.sizes else None
 
     def lustre_tier(self, storage: StorageConfig) -> int:
         return storage.lustre_throughput_mb_s_per_tib or self.lustre.default_tier

@@ -25,7 +25,7 @@ from fleet.manifests import PLACEHOLDER
 from fleet.recorder import UNKNOWN, Registered, plain
 from fleet.synthesis import record_program
 from planner.stack_file import read_stack_file
-from tests.engine.simulated_provider import class_path, classes_of
+from tests.engine.simulated.sdk import class_path, classes_of
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,12 +9,13 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from fleet.synthesis import synthesize
-from planner.stack_file import read_stack_file
+from planner.cloud_choice import EXISTING
+from tests.contract.programs import values_of
 
 STACKS = Path(__file__).parents[2] / "stacks"
-AWS = tuple(
-    sorted(path.name.removeprefix("Pulumi.").removesuffix(".yaml") for path in STACKS.glob("Pulumi.aws-*.yaml"))
-)
+DEPLOYED = (*sorted(path.name.split(".")[1] for path in STACKS.glob("Pulumi.*-*.yaml")), EXISTING)
+"""Every example stack that deploys to a cloud, and the local one on a cluster that is there."""
+
 SERVING = "tritonfleet"
 
 Object = dict[str, Any]
@@ -22,7 +23,7 @@ Object = dict[str, Any]
 
 @cache
 def _objects(stack: str) -> tuple[Object, ...]:
-    files = synthesize(read_stack_file(STACKS / f"Pulumi.{stack}.yaml"), stack=stack).files
+    files = synthesize(values_of(stack), stack=stack).files
     yaml = YAML(typ="safe", pure=True)
     manifests = [text for path, text in sorted(files.items()) if path.startswith("kubernetes/")]
     return tuple(yaml.load(text) for text in manifests)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
@@ -31,6 +32,12 @@ def _objects(stack: str) -> tuple[Object, ...]:
 def objects(stack: str) -> list[Object]:
     """Every Kubernetes object of the stack, as `fleet synth` writes it."""
     return copy.deepcopy(list(_objects(stack)))
+
+
+def built_in(item: Object) -> bool:
+    """Whether Kubernetes itself has the kind: not LeaderWorkerSet's, and not what only GKE's clusters have."""
+    group = item["apiVersion"].rpartition("/")[0]
+    return group in ("", "apps", "batch", "policy") or group.endswith(".k8s.io")
 
 
 def pods(stack: str) -> list[Object]:

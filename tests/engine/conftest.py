@@ -1,20 +1,21 @@
 """A Pulumi project for each test, with a real CLI, a file backend, and the simulated cloud as its plugins."""
 
-import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
+
+from tests.engine.simulated.provider import installed
 
 ROOT = Path(__file__).parents[2]
-PROVIDER = Path(__file__).with_name("simulated_provider.py")
 CLI_SECONDS = 150
 
 
@@ -41,6 +42,13 @@ class Project:
         assert (done.returncode != 0) == fails, f"pulumi {' '.join(arguments)}: {done.returncode}\n{done.stdout}"
         return done.stdout
 
+    def edit(self, stack: str, edit: Callable[[dict[str, Any]], object]) -> None:
+        """Edits a stack file; `edit` changes the values below `config`, whose keys have the program's prefix."""
+        file, yaml = self.folder / "stacks" / f"Pulumi.{stack}.yaml", YAML()
+        content: dict[str, Any] = yaml.load(file)  # pyright: ignore[reportUnknownMemberType]
+        edit(content["config"])
+        yaml.dump(content, file)  # pyright: ignore[reportUnknownMemberType]
+
     def preview(self) -> list[tuple[str, str]]:
         """The steps that the engine plans: (operation, URN), without those that leave or find a resource as it is."""
         text = self.pulumi("preview", "--json")
@@ -60,13 +68,45 @@ class Project:
         return json.loads(self.pulumi("stack", "export"))["deployment"].get("resources", [])
 
 
+@dataclass(frozen=True, kw_only=True)
+class SimulatedClouds:
+    """Every provider, running: the port of each package, and the files of provider.py."""
+
+    ports: dict[str, int]
+    log: Path
+    drift: Path
+
+
+@pytest.fixture(scope="session")
+def clouds(tmp_path_factory: pytest.TempPathFactory) -> Generator[SimulatedClouds]:
+    """One process for all tests: each plugin of its own would import a whole SDK anew for each command."""
+    folder = tmp_path_factory.mktemp("clouds")
+    log, drift = folder / "cloud.jsonl", folder / "drift.json"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.engine.simulated.provider"],
+        cwd=ROOT,
+        env={**os.environ, "SIMULATED_CLOUD_LOG": str(log), "SIMULATED_CLOUD_DRIFT": str(drift)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    try:
+        yield SimulatedClouds(ports=json.loads(process.stdout.readline()), log=log, drift=drift)
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.fixture
-def new_project(tmp_path: Path) -> Callable[[str], Project]:
+def new_project(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], Project]:
     """A function stack -> Project with this repository's Pulumi.yaml and stack files, but no program yet."""
     if not (shutil.which("pulumi") and shutil.which("pulumi-language-python")):
         pytest.skip("no `pulumi` with `pulumi-language-python` on PATH: install the Pulumi CLI to run these")
+    clouds: SimulatedClouds = request.getfixturevalue("clouds")
+    for file in (clouds.log, clouds.drift):
+        file.unlink(missing_ok=True)
     home = tmp_path / "home"
-    _install_plugins(home / "plugins")
+    _install_plugins(home / "plugins", clouds.ports)
     project = tmp_path / "project"
     shutil.copytree(ROOT / "stacks", project / "stacks")
     shutil.copy(ROOT / "Pulumi.yaml", project)
@@ -81,27 +121,38 @@ def new_project(tmp_path: Path) -> Callable[[str], Project]:
         "PULUMI_CONFIG_PASSPHRASE": "for this test only",
         "PULUMI_SKIP_UPDATE_CHECK": "true",
         "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
-        "SIMULATED_CLOUD_LOG": str(tmp_path / "cloud.jsonl"),
-        "SIMULATED_CLOUD_DRIFT": str(tmp_path / "drift.json"),
+        # The state is written when a command ends, and not at each of its steps.
+        "PULUMI_EXPERIMENTAL": "true",
+        "PULUMI_SKIP_CHECKPOINTS": "true",
     }
 
     def make(stack: str) -> Project:
-        made = Project(
-            folder=project, environment=environment, log=tmp_path / "cloud.jsonl", drift=tmp_path / "drift.json"
-        )
+        made = Project(folder=project, environment=environment, log=clouds.log, drift=clouds.drift)
         made.pulumi("stack", "init", stack)
         return made
 
     return make
 
 
-def _install_plugins(folder: Path) -> None:
+@pytest.fixture
+def new_program(new_project: Callable[[str], Project]) -> Callable[[str], Project]:
+    """A function stack -> Project with this repository's program."""
+
+    def make(stack: str) -> Project:
+        made = new_project(stack)
+        shutil.copy(ROOT / "__main__.py", made.folder)
+        for room in ("components", "fleet", "planner", "model_repo", "runtime"):
+            shutil.copytree(ROOT / room, made.folder / room)
+        return made
+
+    return make
+
+
+def _install_plugins(folder: Path, ports: dict[str, int]) -> None:
     # For each Pulumi SDK that is installed here, for the CLI asks for every one of them.
-    for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"].lower().replace("_", "-")
-        if name.startswith("pulumi-"):
-            package = name.removeprefix("pulumi-")
-            plugin = folder / f"resource-{package}-v{distribution.version}" / f"pulumi-resource-{package}"
-            plugin.parent.mkdir(parents=True)
-            plugin.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{PROVIDER}" {package} "$@"\n')
-            plugin.chmod(0o755)
+    for package, version in installed().items():
+        plugin = folder / f"resource-{package}-v{version}" / f"pulumi-resource-{package}"
+        plugin.parent.mkdir(parents=True)
+        # The engine takes the port that a plugin prints, and kills the plugin at its own end.
+        plugin.write_text(f"#!/bin/sh\necho {ports[package]}\nexec sleep {4 * CLI_SECONDS}\n")
+        plugin.chmod(0o755)

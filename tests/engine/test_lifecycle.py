@@ -1,34 +1,27 @@
 """The real program under the real Pulumi CLI, on a simulated cloud: from nothing to a fleet, an edit, to nothing."""
 
 import json
-import shutil
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from fleet.synthesis import synthesize
-from planner.stack_file import read_stack_file
-from tests.engine.conftest import ROOT, Project
+from tests.engine.conftest import Project
+from tests.engine.stories import assert_dependents_went_first, assert_synth_shows_the_same
 
 STACK = "aws-llama-405b"
 TOKEN = "hf_only_for_this_test"
 
 
 @pytest.fixture
-def project(new_project: Callable[[str], Project]) -> Project:
-    made = new_project(STACK)
-    shutil.copy(ROOT / "__main__.py", made.folder)
-    for room in ("components", "planner", "model_repo", "runtime"):
-        shutil.copytree(ROOT / room, made.folder / room)
-    return made
+def project(new_program: Callable[[str], Project]) -> Project:
+    return new_program(STACK)
 
 
 def test_from_nothing_to_a_fleet_and_back(project: Project) -> None:
     project.pulumi("config", "set", "--secret", "tritonfleet:hugging_face_token", TOKEN)
     planned = project.preview()
     assert {operation for operation, _ in planned} == {"create"}
-    assert_synth_shows_the_same(project, planned)
+    assert_synth_shows_the_same(project, STACK, planned)
     assert project.events() == []
 
     project.pulumi("up", "--yes")
@@ -72,17 +65,11 @@ def test_from_nothing_to_a_fleet_and_back(project: Project) -> None:
     project.pulumi("destroy", "--yes")
     events = project.events()
     assert_dependents_went_first(state, events)
+    kept = {resource["urn"] for resource in state if resource.get("retainOnDelete")}
+    assert kept, "the stack keeps its data"
+    assert not kept & {urn for _, urn in events}
     assert_the_api_was_open_to_the_last(events)
     assert project.state() == []
-
-
-def assert_synth_shows_the_same(project: Project, planned: list[tuple[str, str]]) -> None:
-    values = read_stack_file(project.folder / "stacks" / f"Pulumi.{STACK}.yaml")
-    shown = {resource.urn for resource in synthesize(values, stack=STACK).recording.resources}
-    urns = {urn for _, urn in planned}
-    assert shown <= urns
-    # Besides the stack itself, the engine knows what the EKS component makes inside its provider.
-    assert all("eks:index:Cluster$" in urn or "pulumi:pulumi:Stack" in urn for urn in urns - shown)
 
 
 def grow_behind_pulumis_back(project: Project, *, nodes: int) -> None:
@@ -108,18 +95,6 @@ def assert_only_capacity_changes(edit: list[tuple[str, str]]) -> None:
         "aws:eks/nodeGroup:NodeGroup",
         "kubernetes:core/v1:ResourceQuota",
     }
-
-
-def assert_dependents_went_first(state: list[dict[str, Any]], events: list[tuple[str, str]]) -> None:
-    assert {operation for operation, _ in events} == {"delete"}
-    order = {urn: index for index, (_, urn) in enumerate(events)}
-    kept = {resource["urn"] for resource in state if resource.get("retainOnDelete")}
-    assert kept, "the stack keeps its data"
-    assert not kept & order.keys()
-    for resource in state:
-        for dependency in resource.get("dependencies", []):
-            if resource["urn"] in order and dependency in order:
-                assert order[resource["urn"]] < order[dependency], f"{dependency} went before {resource['urn']}"
 
 
 def assert_the_api_was_open_to_the_last(events: list[tuple[str, str]]) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.engine.conftest import Project
-from tests.engine.simulated_provider import changed, computed, replacing, unknown_properties
+from tests.engine.simulated.changes import changed, replacing
+from tests.engine.simulated.sdk import computed, unknown_properties
 
 PROGRAM = """
 import pulumi

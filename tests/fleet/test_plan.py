@@ -148,7 +148,9 @@ def test_a_wrong_command_line_is_usage(
 def test_a_refused_stack_is_1_with_every_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "Pulumi.bad.yaml"
     text = (ROOT / "stacks" / "Pulumi.local.yaml").read_text(encoding="utf-8")
-    path.write_text(text.replace("tensor_parallel: 3", "tensor_parallel: 2").replace("existing", "exsting"))
+    path.write_text(
+        text.replace("tensor_parallel: 3", "tensor_parallel: 2").replace("cloud: existing", "cloud: exsting")
+    )
     code, document = as_json(capsys, str(path))
     assert code == 1
     assert {problem["key"] for problem in document["problems"]} == {"cloud", "models[0].tensor_parallel"}

@@ -46,13 +46,14 @@ def test_lustre_grows_with_capacity_up_to_the_nodes_100_gbit_s() -> None:
 
 
 def test_aws_names_its_notice_its_rdma_and_its_reservations() -> None:
-    assert AWS.spot_notice_seconds == 120
-    assert AWS.rdma_resource == "vpc.amazonaws.com/efa"
+    efa = AWS.fabrics["efa"]
+    assert AWS.spot_notice("1.35").seconds == 120
+    assert efa.resource == "vpc.amazonaws.com/efa"
     # Without a name NCCL would fall back to TCP in silence where the plugin is missing.
-    assert "NET" in AWS.rdma_environment["NCCL_DEBUG_SUBSYS"]
-    assert AWS.hugepages_pod_mib <= AWS.hugepages_mib == 10_256
-    assert AWS.reservation_id.fullmatch(AWS.reservation_example)
-    assert not AWS.reservation_id.fullmatch("cr-0123")
+    assert "NET" in efa.environment["NCCL_DEBUG_SUBSYS"]
+    assert efa.hugepages_pod_mib <= efa.hugepages_mib == 10_256
+    assert AWS.reservation_id.pattern.fullmatch(AWS.reservation_id.example)
+    assert not AWS.reservation_id.pattern.fullmatch("cr-0123")
 
 
 def test_an_unmanaged_cluster_has_no_facts() -> None:

@@ -13,11 +13,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from sample_models import GPU, LOCAL
+from sample_sites import SITES, site
 
-from planner.config import BuildFlags, ModelConfig, QuantizationConfig, ServingConfig
+from planner.cloud_config import (
+    AwsConfig,
+    AzureConfig,
+    ClusterConfig,
+    ExistingConfig,
+    ExistingNodesConfig,
+    GcpConfig,
+    ImagesConfig,
+    NetworkConfig,
+    PoolConfig,
+    StorageConfig,
+)
+from planner.config import BuildFlags, ModelConfig, QuantizationConfig, ServingConfig, StackConfig
 from planner.errors import PlanError
 from planner.gpus import gpus
-from planner.plan import plan_file
+from planner.instances import instances
+from planner.plan import plan_file, plan_values
 from planner.sources import known_by_source
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "1000"))
@@ -155,6 +169,91 @@ def test_any_file_is_a_plan_or_a_plan_error_that_names_keys(content: Any, folder
             assert problem.what
             assert problem.fix
             assert len(str(problem)) < 4000
+            str(problem).encode("utf-8")
+
+
+TYPES = [*instances("aws"), *instances("gcp"), *instances("azure")]
+# By key, whichever section it stands in: values that a person could mean on one cloud or another.
+MEANT_SITE = {
+    "cloud": st.sampled_from(sorted(SITES)),
+    "region": st.sampled_from(["us-east-1", "us-central1", "eastus", "us-east-9"]),
+    "cidr": st.sampled_from(["10.0.0.0/16", "10.0.0.0/20", "10.0.0.0/28", "10.0.0.0/8", "8.8.0.0/16"]),
+    "service_cidr": st.sampled_from(["172.20.0.0/16", "172.16.0.0/12", "10.40.0.0/24"]),
+    "zones": st.lists(st.sampled_from(["use1-az1", "use1-az4", "us-central1-a", "eastus-1", "eastus-2"]), max_size=3),
+    "existing": st.just({"id": "vpc-0123456789abcdef0", "private_subnets": {"use1-az1": "subnet-0000000a"}}),
+    "kubernetes_version": st.sampled_from(["1.33", "1.34", "1.35", "1.99"]),
+    "spot_notice_seconds": st.sampled_from([15, 30, 120]),
+    "name": st.sampled_from(["gpu", "h100-spot", "a-much-too-long-name", "cpu"]),
+    "instance_types": st.lists(st.sampled_from(TYPES), min_size=1, max_size=2),
+    "capacity": st.lists(st.sampled_from(["reserved", "spot", "flex-start", "on-demand"]), min_size=1, max_size=3),
+    "reservation": st.sampled_from(["cr-0123456789abcdef0", "h200"]),
+    "mig_profile": st.sampled_from(["1g.10gb", "4g.40gb", "1g.20gb", "1g.24gb", "9g.9gb"]),
+    "time_slicing": st.integers(2, 48),
+    "max_nodes": st.integers(1, 1000),
+    "shared": st.sampled_from(["nfs", "lustre"]),
+    "nfs_capacity_gib": st.integers(1, 1_000_000),
+    "lustre_capacity_gib": st.integers(1, 100_000_000),
+    "lustre_throughput_mb_s_per_tib": st.sampled_from([40, 125, 250, 500, 1000, 7]),
+    "allow_replacement": st.lists(st.sampled_from(["cluster", "storage", "pools.gpu", "pools.x"]), max_size=2),
+    "gpu": st.sampled_from([*sorted(gpus()), "H900"]),
+    "gpus_per_node": st.integers(1, 16),
+    "source": st.sampled_from(sorted(known_by_source())),
+    "tensor_parallel": st.sampled_from([1, 2, 4, 8, 16]),
+    "pipeline_parallel": st.integers(1, 4),
+    "backend": st.sampled_from(["cpu", "tensorrt", "pytorch"]),
+}
+SECTIONS = {
+    "": StackConfig,
+    "network": NetworkConfig,
+    "cluster": ClusterConfig,
+    "storage": StorageConfig,
+    "images": ImagesConfig,
+    "aws": AwsConfig,
+    "gcp": GcpConfig,
+    "azure": AzureConfig,
+    "existing": ExistingConfig,
+    "existing.nodes": ExistingNodesConfig,
+    "pools": PoolConfig,
+    "models": ModelConfig,
+}
+
+
+@st.composite
+def edits(draw: st.DrawFn) -> tuple[str, str, Any]:
+    """A section, a key of it, and what to write there."""
+    section = draw(st.sampled_from(sorted(SECTIONS)))
+    key = draw(st.sampled_from(sorted(SECTIONS[section].model_fields)))
+    return section, key, draw(MEANT_SITE[key] | JUNK if key in MEANT_SITE else JUNK)
+
+
+def entry_of(values: Any, section: str) -> Any:
+    """The mapping of a section, or of its first entry; made where it is missing, None where something else stands."""
+    for name in filter(None, section.split(".")):
+        if not isinstance(values, dict):
+            return None
+        values = values.setdefault(name, [{}] if name in ("pools", "models", "nodes") else {})
+        values = values[0] if isinstance(values, list) and values else values
+    return values if isinstance(values, dict) else None
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cloud=st.sampled_from(sorted(SITES)), changes=st.lists(edits(), min_size=1, max_size=4))
+def test_any_edit_of_a_site_is_a_plan_or_a_plan_error_that_names_keys(
+    cloud: str, changes: list[tuple[str, str, Any]]
+) -> None:
+    values = site(cloud)
+    for section, key, value in changes:
+        entry = entry_of(values, section)
+        if entry is not None:
+            entry[key] = value
+    try:
+        assert plan_values(values, base_dir=Path()).infrastructure or values["cloud"] == "existing"
+    except PlanError as refusal:
+        for problem in refusal.problems:
+            assert problem.key.partition(".")[0].partition("[")[0] in StackConfig.model_fields
+            assert problem.what
+            assert problem.consequence
+            assert problem.fix
             str(problem).encode("utf-8")
 
 

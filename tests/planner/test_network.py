@@ -229,18 +229,18 @@ def pool(max_nodes: int, used: Sequence[str], rdma_interfaces: int = 0) -> PoolP
         gpu_resource="nvidia.com/gpu",
         units_per_node=8,
         mig_profile=None,
-        mig_config=None,
+        mig_name=None,
         time_slicing=None,
         vcpus=192,
         memory_gib=2048,
         local_nvme_gb=0,
         disk_gib=200,
         rdma_interfaces=rdma_interfaces,
-        rdma_resource=None,
-        hugepages_mib=0,
+        fabric=None,
+        max_price_usd_h=None,
         node_selector={},
         tolerations=(),
-        spread_label="",
+        together=(),
         node_groups=groups,
     )
 
@@ -251,5 +251,5 @@ def test_nodes_at_their_most_must_find_addresses() -> None:
     assert address_problems(plan, [pool(1, ["use1-az1"], rdma_interfaces=32)], "aws") == []
     (problem,) = address_problems(plan, [pool(2, ["use1-az1"], rdma_interfaces=32)], "aws")
     assert problem.key == "network.cidr"
-    assert problem.what == "251 addresses in use1-az1, and its GPU nodes at their most hold 264"
+    assert problem.what == "251 addresses in use1-az1, and the GPU nodes at their most hold 264"
     assert len(address_problems(plan, [pool(9, THREE)], "aws")) == 3

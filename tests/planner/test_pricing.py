@@ -78,7 +78,7 @@ def test_a_capacity_block_has_the_price_of_its_purchase() -> None:
     cost = estimate_cost("aws", "us-east-1", [pool("big", ["p5.48xlarge"], ["reserved", "on-demand"])], {"big": 2})
     assert [line.usd_per_hour for line in cost.lines] == [None, 110.08]
     assert cost.usd_per_month is None
-    assert "a capacity-block costs what was agreed" in cost.note
+    assert "reserved capacity costs what was agreed" in cost.note
 
 
 def test_the_first_of_several_instance_types_is_priced() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from planner.reference import MEANING, meanings, reference
 
+CAPACITY = "`spot`, `on-demand`, `reserved`, `flex-start`"
 WRITTEN = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
@@ -34,19 +35,26 @@ def test_every_key_has_one_meaning() -> None:
 @pytest.mark.parametrize(
     ("section", "key", "cells"),
     [
-        ("The stack", "cloud", ["`existing`, `aws`", "**required**", ""]),
+        ("The stack", "cloud", ["`existing`, `aws`, `gcp`, `azure`", "**required**", ""]),
         ("The stack", "models", ["list of [models[]](#models)", "**required**", "at least 1 of them"]),
         ("The stack", "cluster", ["[cluster](#cluster)", "its defaults", ""]),
         ("The stack", "hugging_face_token", ["secret", "none", ""]),
         ("network", "zones", ["list of string", "**required**", "2 to 6 of them"]),
         ("network", "existing", ["[network.existing](#networkexisting)", "none", ""]),
         ("network.existing", "private_subnets", ["mapping", "**required**", ""]),
-        ("pools[]", "capacity", ["list of `spot`, `on-demand`, `reserved`", "`[spot, on-demand]`", "1 to 3 of them"]),
+        ("pools[]", "capacity", [f"list of {CAPACITY}", "`[spot, on-demand]`", "1 to 3 of them"]),
         ("pools[]", "time_slicing", ["integer", "none", "2 to 48"]),
         ("storage", "node_cache", ["boolean", "`true`", ""]),
         ("models[]", "dtype", ["`float32`, `float16`, `bfloat16`", "`bfloat16`; `float32` for `backend: cpu`", ""]),
         ("models[]", "max_batch_size", ["integer", "`2048`; `8` for `backend: cpu`", "1 to 1048576"]),
         ("models[].serving", "kv_cache_free_gpu_mem_fraction", ["number", "`0.9`", "above 0, at most 1"]),
+        ("The stack", "existing", ["[existing](#existing)", "none", ""]),
+        ("The stack", "allow_replacement", ["list of string", "`[]`", ""]),
+        ("gcp", "project", ["string", "none", r"`^[a-z][-a-z0-9]{4,28}[a-z0-9]$`"]),
+        ("existing", "nodes", ["list of [existing.nodes[]](#existingnodes)", "none", ""]),
+        ("existing.nodes[]", "memory_gib", ["number", "**required**", "above 0, at most 1000000"]),
+        ("existing.nodes[]", "node_selector", ["mapping", "`{}`", ""]),
+        ("existing.nodes[].tolerations[]", "value", ["string", "none", "at most 63 characters"]),
         ("cluster", "kubernetes_version", ["string", "`1.35`", r"`^1\.[0-9]{2}$`"]),
     ],
 )

@@ -1,12 +1,12 @@
 """A managed cloud's stack: what is refused, all at once, and what a sound one decides."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sample_sites import Change, model, pool, section, top
 
 from planner.errors import PlanError, Problem
 from planner.instances import instances
@@ -15,8 +15,6 @@ from planner.stack_file import read_stack_file
 
 STACKS = Path(__file__).parents[2] / "stacks"
 AWS = sorted(path.name.removeprefix("Pulumi.").removesuffix(".yaml") for path in STACKS.glob("Pulumi.aws-*.yaml"))
-
-Change = Callable[[dict[str, Any]], object]
 
 
 def values(stack: str = "aws-llama-405b") -> dict[str, Any]:
@@ -38,38 +36,6 @@ def refused(change: Change, stack: str = "aws-llama-405b") -> dict[str, Problem]
         assert problem.consequence
         assert problem.fix
     return {problem.key: problem for problem in refusal.value.problems}
-
-
-def pool(**changes: Any) -> Change:
-    def change(stack: dict[str, Any]) -> None:
-        stack["pools"][0].update(changes)
-
-    return change
-
-
-def model(**changes: Any) -> Change:
-    def change(stack: dict[str, Any]) -> None:
-        stack["models"][0].update(changes)
-
-    return change
-
-
-def section(name: str, **changes: Any) -> Change:
-    def change(stack: dict[str, Any]) -> None:
-        stack.setdefault(name, {}).update(changes)
-
-    return change
-
-
-def top(**changes: Any) -> Change:
-    """Keys of the stack itself, changed; None removes one."""
-
-    def change(stack: dict[str, Any]) -> None:
-        stack.update(changes)
-        for key in [key for key, value in changes.items() if value is None]:
-            del stack[key]
-
-    return change
 
 
 def two_pools_without_a_zone(stack: dict[str, Any]) -> None:
@@ -104,6 +70,8 @@ def test_405b_is_two_whole_nodes_over_efa() -> None:
     assert (served.config.tensor_parallel, served.config.pipeline_parallel) == (8, 2)
     assert 750 < sum(rank.weights_bytes for rank in served.memory) / 2**30 < 810
     assert (serving.group_size, serving.gpus_per_pod, serving.rdma_per_pod) == (2, 8, 32)
+    assert serving.pool.fabric is not None
+    assert serving.pool.fabric.kind == "efa"
     assert serving.hugepages_mib == 5120
     # The whole end fits into the notice, and its parts into the end.
     assert serving.grace_seconds < 120
@@ -116,7 +84,7 @@ def test_405b_is_two_whole_nodes_over_efa() -> None:
     assert groups[0].allocatable == {
         "nvidia.com/gpu": "8",
         "vpc.amazonaws.com/efa": "32",
-        "hugepages-2Mi": f"{serving.pool.hugepages_mib}Mi",
+        "hugepages-2Mi": f"{serving.pool.fabric.hugepages_mib}Mi",
     }
     assert {taint.key for taint in groups[0].taints} == {"nvidia.com/gpu", "tritonfleet.io/capacity-type"}
     assert {taint.key for taint in groups[1].taints} == {"nvidia.com/gpu"}
@@ -149,6 +117,7 @@ def test_a_pool_without_multi_node_models_has_no_rdma() -> None:
     (served,) = plan(stack="aws-llama-405b-fp8").models
     assert served.serving is not None
     assert served.serving.pool.rdma_interfaces == served.serving.rdma_per_pod == served.serving.hugepages_mib == 0
+    assert served.serving.pool.fabric is None
 
 
 def test_mig_pods_ask_for_slices_and_wait_for_the_label_that_says_they_are_there() -> None:
@@ -370,7 +339,7 @@ def test_pods_of_a_node_share_it() -> None:
                 assert pods * s.memory_mib <= where.memory_gib * 1024
                 assert pods * s.cpu_millis <= where.vcpus * 1000
                 assert pods * s.rdma_per_pod <= where.rdma_interfaces
-                assert pods * s.hugepages_mib <= max(where.hugepages_mib, 0)
+                assert pods * s.hugepages_mib <= (where.fabric.hugepages_mib if where.fabric else 0)
 
 
 def test_the_same_stack_gives_the_same_plan() -> None:

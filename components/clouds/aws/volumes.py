@@ -4,26 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pulumi
-from pulumi_kubernetes.core.v1 import (
-    CSIPersistentVolumeSourceArgs,
-    ObjectReferenceArgs,
-    PersistentVolume,
-    PersistentVolumeClaim,
-    PersistentVolumeClaimSpecArgs,
-    PersistentVolumeSpecArgs,
-    VolumeResourceRequirementsArgs,
-)
-from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
+from pulumi_kubernetes.core.v1 import CSIPersistentVolumeSourceArgs
 
 from components.clouds.aws.storage import SharedFiles
 from components.clouds.base import POD_USER, Volumes
-from components.labels import LABELS
+from components.clouds.claims import static_claim
 from planner.plan import ModelPlan
 from planner.sources import bucket_prefix
-
-_CAPACITY = "1Ti"
-"""Of every volume. Kubernetes wants a size, and refuses another one later; here it limits nothing. EFS and S3 have no
-size, and a Lustre file system grows in place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,31 +111,14 @@ class Claims(pulumi.ComponentResource):
         mount_options: list[str],
         protect: bool = False,
     ) -> None:
-        namespace = self._args.namespace
-        volume = PersistentVolume(
-            f"{namespace}-{name}",
-            metadata=ObjectMetaArgs(name=f"{namespace}-{name}", labels=LABELS),
-            spec=PersistentVolumeSpecArgs(
-                capacity={"storage": _CAPACITY},
-                access_modes=modes,
-                csi=source,
-                mount_options=mount_options or None,
-                # No class provisioned it, and nobody else may claim it.
-                storage_class_name="",
-                claim_ref=ObjectReferenceArgs(namespace=namespace, name=name),
-                persistent_volume_reclaim_policy="Retain",
-            ),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=self._args.depends_on, protect=protect),
-        )
-        claim = PersistentVolumeClaim(
-            f"{namespace}-{name}",
-            metadata=ObjectMetaArgs(name=name, namespace=namespace, labels=LABELS),
-            spec=PersistentVolumeClaimSpecArgs(
-                access_modes=modes[:1],
-                storage_class_name="",
-                volume_name=f"{namespace}-{name}",
-                resources=VolumeResourceRequirementsArgs(requests={"storage": _CAPACITY}),
-            ),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[volume], protect=protect),
+        claim = static_claim(
+            name,
+            source,
+            namespace=self._args.namespace,
+            modes=modes,
+            mount_options=mount_options,
+            parent=self,
+            depends_on=self._args.depends_on,
+            protect=protect,
         )
         self._claims.append(claim)

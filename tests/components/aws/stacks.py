@@ -62,7 +62,7 @@ def built(stack: str, *, preview: bool = False) -> Recorded:
     plan = example(stack)
 
     def use(cloud: Aws) -> None:
-        cloud.autoscaler()
+        cloud.autoscaling()
         cloud.volumes("serving", plan.models)
         pulumi.export("kubeconfig", cloud.kubeconfig)
 

@@ -12,12 +12,14 @@ import pytest
 from components.clouds import cloud_class
 from components.clouds.aws.cloud import Aws, cluster_name
 from components.clouds.aws.pull_through import cache_prefix
-from components.clouds.base import Cloud
+from components.clouds.base import Cloud, guarded
 from components.platform.charts import ChartValues
+from planner.fleet import CloudPlan
 from tests.components.aws.stacks import EXAMPLES, build, built, document, site
 from tests.components.world import UNKNOWN
 
 STACK = "aws-llama-405b"
+CLUSTER, CLAIMS = "Cluster:fleet-cluster-eks", ("engines", "engines-readonly")
 
 
 @pytest.mark.parametrize("stack", EXAMPLES)
@@ -66,15 +68,35 @@ def test_the_kubeconfig_is_secret_everywhere() -> None:
     assert provider.inputs["clusterIdentifier"] == "tritonfleet-stack"
 
 
-def test_only_data_keys_and_cluster_are_protected() -> None:
-    protected = {r.type for r in built(STACK) if r.protect}
+FILES = {f"{kind}:serving-{name}" for kind in ("PersistentVolume", "PersistentVolumeClaim") for name in CLAIMS} | {
+    "LustreFileSystem:fleet-storage-files"
+}
+GROUPS = {"NodeGroup:fleet-h100-spot", "NodeGroup:fleet-h100-on-demand"}
+KEYS = {f"Key:fleet-keys-{name}" for name in ("data", "logs", "secrets")}
 
-    # Settings of the bucket are resources of their own.
-    assert {type_ for type_ in protected if not type_.startswith("aws:s3/bucket")} == {
-        "aws:fsx/lustreFileSystem:LustreFileSystem",
-        "aws:kms/key:Key",
-        "eks:index:Cluster",
-    }
+
+def protected(plan: CloudPlan) -> set[str]:
+    """Type and name of what Pulumi is to replace or delete under no circumstances, but the bucket and its settings."""
+    recorded = build(plan, (), lambda cloud: cloud.volumes("serving", ()))
+    kinds = [(r.type.rpartition(":")[2], r.name) for r in recorded if r.protect]
+    assert any(kind == "Bucket" for kind, _ in kinds) == guarded(plan, "storage")
+    return {f"{kind}:{name}" for kind, name in kinds if not kind.startswith("Bucket")}
+
+
+@pytest.mark.parametrize(
+    ("named", "left"),
+    [
+        ((), {CLUSTER, *KEYS, *FILES, *GROUPS}),
+        (("cluster",), {*KEYS, *FILES, *GROUPS}),
+        (("storage",), {CLUSTER, *KEYS, *GROUPS}),
+        (("pools.h100",), {CLUSTER, *KEYS, *FILES}),
+    ],
+)
+def test_what_must_not_be_replaced_by_accident_is_protected(named: tuple[str, ...], left: set[str]) -> None:
+    plan = replace(site(STACK), allow_replacement=named)
+
+    assert protected(plan) == left
+    assert protected(replace(plan, storage=replace(plan.storage, keep_data=False))) == set()
 
 
 @pytest.mark.parametrize("identity", ["irsa", "pod-identity"])
@@ -85,7 +107,7 @@ def test_everything_inside_the_cluster_waits_for_the_cluster(stack: str, identit
     plan = replace(plan, aws=plan.aws.model_copy(update={"identity": identity}))
 
     def use(cloud: Aws) -> None:
-        cloud.autoscaler()
+        cloud.autoscaling()
         cloud.identity("model", namespace="serving", service_account="model", bucket_prefix="llama")
 
     recorded = build(plan, (), use)
@@ -116,7 +138,7 @@ def test_charts_that_need_pods_wait_for_nodes_and_names() -> None:
 
 def test_efa_devices_are_announced_on_the_pools_that_have_them() -> None:
     plan, seen = site(STACK), list[Sequence[ChartValues]]()
-    build(plan, (), lambda cloud: seen.append(cloud.device_plugins()))
+    build(plan, (), lambda cloud: seen.append(cloud.charts()))
     ((chart,),) = seen
 
     assert (chart.chart, chart.namespace, chart.on_gpu_nodes) == ("aws-efa-k8s-device-plugin", "kube-system", True)
@@ -127,7 +149,7 @@ def test_efa_devices_are_announced_on_the_pools_that_have_them() -> None:
 
 def test_pools_without_efa_need_no_device_plugin_of_the_cloud() -> None:
     seen: list[Sequence[ChartValues]] = []
-    build(site("aws-dev"), (), lambda cloud: seen.append(cloud.device_plugins()))
+    build(site("aws-dev"), (), lambda cloud: seen.append(cloud.charts()))
 
     assert seen == [[]]
 

@@ -105,7 +105,7 @@ def test_the_autoscaler_changes_this_clusters_groups_only(kind: str) -> None:
     seen: list[Any] = []
 
     def use(cloud: Aws) -> None:
-        seen.append(cloud.autoscaler())
+        seen.append(cloud.autoscaling())
         pulumi.export("awaited", [resource.urn for resource in seen[0].resources])
 
     recorded = build(plan, (), use)
@@ -123,12 +123,12 @@ def test_the_autoscaler_changes_this_clusters_groups_only(kind: str) -> None:
     assert groups["Resource"] == "arn:aws:eks:us-east-1:123456789012:nodegroup/tritonfleet-stack/*"
     (trust,) = document(recorded.one("Role", "fleet-autoscaler"), "assumeRolePolicy")
     assert "cluster-autoscaler" in json.dumps(trust["Condition"])
-    assert bool(seen[0].annotations) is (kind == "irsa")
+    assert bool(seen[0].chart.annotations) is (kind == "irsa")
     associations = recorded.of("PodIdentityAssociation")
     assert len(associations) == (kind == "pod-identity")
     rights = [recorded.one("RolePolicy", "fleet-autoscaler"), *associations]
     assert set(recorded.outputs["awaited"]) == {resource.urn for resource in rights}
-    assert seen[0].values == {
+    assert seen[0].chart.values == {
         "cloudProvider": "aws",
         "awsRegion": "us-east-1",
         "autoDiscovery": {"clusterName": "tritonfleet-stack"},

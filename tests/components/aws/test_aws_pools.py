@@ -264,8 +264,8 @@ def test_system_nodes_are_on_demand_over_all_zones_and_fixed_in_number() -> None
 )
 def test_system_nodes_may_be_graviton(instance_type: str, image: str) -> None:
     plan = site(PLAIN)
-    cluster = plan.cluster.model_copy(update={"system_instance_type": instance_type, "system_nodes": 3})
-    nodes = build(replace(plan, cluster=cluster)).one("NodeGroup", "system").inputs
+    cluster = plan.cluster.model_copy(update={"system_nodes": 3})
+    nodes = build(replace(plan, cluster=cluster, system_instance_type=instance_type)).one("NodeGroup", "system").inputs
 
     assert (nodes["amiType"], nodes["instanceTypes"]) == (image, [instance_type])
     assert nodes["scalingConfig"]["maxSize"] == 3

@@ -34,7 +34,7 @@ class Room(pulumi.ComponentResource):
 def recorded() -> Recorded:
     def program() -> None:
         room = Room()
-        spaces = namespaces("platform", room)
+        spaces = namespaces(mixed_plan(), "platform", room)
         serving_rules(mixed_plan(), name="platform", parent=room, depends_on=[spaces["tritonfleet"]])
 
     return run(program)

@@ -1,6 +1,7 @@
 """The MIG gate: the very script and the very manifests, against a real API server."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -13,17 +14,20 @@ from typing import Any
 import pytest
 
 from components.platform.mig_gate import gate
-from components.platform.mig_gate.component import SCRIPT, MigGate, MigGateArgs
+from components.platform.mig_gate.component import SCRIPT, MigGate, MigGateArgs, divided, gated
 from planner.pool_labels import MIG_STARTUP_TAINT
 from planner.versions import PYTHON_IMAGE
 from tests.cluster.control_plane import ControlPlane
+from tests.components.platform.plans import plan_of
 from tests.components.world import run
 
 NAMESPACE = "mig-gate-test"
 USER = f"system:serviceaccount:{NAMESPACE}:mig-gate"
 STARTUP = {"key": MIG_STARTUP_TAINT.key, "value": MIG_STARTUP_TAINT.value, "effect": MIG_STARTUP_TAINT.effect}
 GPU = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
-DIVIDED = {"nvidia.com/mig.config.state": "success"}
+(MIG,) = plan_of("aws-small-mig").pools
+POOL = {"tritonfleet.io/pool": "mig"}
+DIVIDED = POOL | {"nvidia.com/mig.config.state": "success"}
 SLICES = {"nvidia.com/mig-2g.20gb": "3"}
 
 
@@ -32,7 +36,7 @@ def manifests() -> list[dict[str, Any]]:
     """What the component registers, as Kubernetes gets it."""
 
     def program() -> None:
-        MigGate("gate", MigGateArgs(namespace=NAMESPACE, mirrors={}, depends_on=[]))
+        MigGate("gate", MigGateArgs(namespace=NAMESPACE, pools=[MIG], mirrors={}, depends_on=[]))
 
     return [resource.inputs for resource in run(program) if resource.type.startswith("kubernetes:")]
 
@@ -56,6 +60,7 @@ def environment(installed: ControlPlane, tmp_path: Path) -> dict[str, str]:
         "CREDENTIALS": str(installed.service_account(NAMESPACE, "mig-gate", tmp_path / "credentials")),
         "HEARTBEAT": str(tmp_path / "alive"),
         "WATCH_SECONDS": "3",
+        "POOLS": json.dumps([divided(MIG)]),
     }
 
 
@@ -104,16 +109,19 @@ def test_it_opens_divided_nodes_and_no_others(
 ) -> None:
     first = node("divided", DIVIDED, SLICES)
     others = [
-        node("undivided", {}, SLICES),
-        node("pending", {"nvidia.com/mig.config.state": "pending"}, SLICES),
-        node("rebooting", {"nvidia.com/mig.config.state": "rebooting"}, SLICES),
-        node("failed", {"nvidia.com/mig.config.state": "failed"}, SLICES),
+        node("undivided", POOL, SLICES),
+        node("pending", POOL | {"nvidia.com/mig.config.state": "pending"}, SLICES),
+        node("rebooting", POOL | {"nvidia.com/mig.config.state": "rebooting"}, SLICES),
+        node("failed", POOL | {"nvidia.com/mig.config.state": "failed"}, SLICES),
         node("no-slices", DIVIDED, {"nvidia.com/mig-2g.20gb": "0", "nvidia.com/gpu": "1"}),
+        node("some-slices", DIVIDED, {"nvidia.com/mig-2g.20gb": "2"}),
+        node("other-slices", DIVIDED, {"nvidia.com/mig-1g.10gb": "7"}),
+        node("other-pool", DIVIDED | {"tritonfleet.io/pool": "large"}, SLICES),
     ]
     with running(environment):
         assert until(lambda: MIG_STARTUP_TAINT.key not in taints(installed, first))
         # One that is made and divided later, once every node above was seen.
-        late = node("late", {}, SLICES)
+        late = node("late", POOL, SLICES)
         installed.kubectl("label", "node", late, "nvidia.com/mig.config.state=success")
         assert until(lambda: MIG_STARTUP_TAINT.key not in taints(installed, late))
 
@@ -158,6 +166,7 @@ def test_it_changes_nothing_on_a_node_that_changed_meanwhile(
 ) -> None:
     for key in ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"):
         monkeypatch.setenv(key, environment[key])
+    monkeypatch.setattr(gate, "POOLS", [divided(MIG)])
     monkeypatch.setattr(gate, "CREDENTIALS", Path(environment["CREDENTIALS"]))
     name = node("moving", DIVIDED, SLICES, STARTUP, GPU)
     stale = installed.get("node", name)
@@ -227,6 +236,8 @@ def test_its_pod_runs_the_script_on_a_system_node(manifests: list[dict[str, Any]
     assert {"name": "script", "configMap": {"name": by_kind["ConfigMap"]["metadata"]["name"]}} in pod["volumes"]
     assert container["command"] == ["python3", "/opt/mig-gate/gate.py"]
     assert container["image"] == PYTHON_IMAGE
+    (pools,) = [variable["value"] for variable in container["env"] if variable["name"] == "POOLS"]
+    assert json.loads(pools) == [{"labels": DIVIDED, "resource": "nvidia.com/mig-2g.20gb", "slices": 3}]
     assert "tolerations" not in pod, "GPU nodes are tainted, so it lands on a system node"
     assert by_kind["NetworkPolicy"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
     assert "ingress" not in by_kind["NetworkPolicy"]["spec"]
@@ -244,3 +255,9 @@ def test_the_script_needs_the_standard_library_alone() -> None:
 
 def test_it_removes_the_taint_that_the_plan_gives() -> None:
     assert MIG_STARTUP_TAINT.key == gate.TAINT
+    assert {taint.key for group in MIG.node_groups for taint in group.startup_taints} == {gate.TAINT}
+
+
+def test_pools_that_are_not_divided_begin_open() -> None:
+    assert gated(MIG)
+    assert not [pool.name for pool in plan_of("aws-dev").pools if gated(pool)]

@@ -12,10 +12,11 @@ import pulumi_kubernetes as kubernetes
 from pulumi_kubernetes.core.v1 import Namespace
 from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
 
-from components.clouds.base import AutoscalerAccess, Cloud, Identity, Volumes
+from components.clouds.base import Autoscaling, Cloud, Identity, Volumes
 from components.platform.charts import ChartValues
 from components.platform.platform import Platform
 from components.serving import Serving, ServingArgs
+from planner.errors import Problem
 from planner.fleet import CloudPlan
 from planner.plan import FleetPlan, ModelPlan, plan_values
 from planner.stack_file import read_stack_file
@@ -63,10 +64,14 @@ class StillCloud(Cloud):
         weights = {model.name: f"{model.name}-weights" for model in models}
         return Volumes(engines_rw="engines-rw", engines_ro="engines-ro", weights=weights, resources=[claims])
 
-    def autoscaler(self) -> AutoscalerAccess:
+    def autoscaling(self) -> Autoscaling:
         raise NotImplementedError
 
-    def device_plugins(self) -> Sequence[ChartValues]:
+    def charts(self) -> Sequence[ChartValues]:
+        raise NotImplementedError
+
+    @classmethod
+    def unreachable(cls, plan: CloudPlan) -> list[Problem]:
         raise NotImplementedError
 
 

@@ -128,6 +128,7 @@ def test_on_slices_a_build_asks_for_a_slice() -> None:
     recorded, plan = served(planned(MIG)), planned(MIG)
     assert plan.models[0].serving
     resource = plan.models[0].serving.pool.gpu_resource
+    assert resource is not None
     assert resource.startswith("nvidia.com/mig-")
     for build in recorded.of("Job", "-engine-"):
         spec = build.inputs["spec"]["template"]["spec"]

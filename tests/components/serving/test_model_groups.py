@@ -137,7 +137,7 @@ def test_rdma_brings_interfaces_huge_pages_and_its_environment() -> None:
         for kind in ("requests", "limits"):
             assert one["resources"][kind]["vpc.amazonaws.com/efa"] == "32"
             assert one["resources"][kind]["hugepages-2Mi"] == "5Gi"
-        assert variables(one).items() >= cloud_facts("aws").rdma_environment.items()
+        assert variables(one).items() >= cloud_facts("aws").fabrics["efa"].environment.items()
         assert variables(one)["FI_PROVIDER"] == "efa"
 
 

@@ -10,6 +10,7 @@ from pulumi_kubernetes.batch.v1 import Job
 from components.platform.namespaces import limits
 from components.serving import jobs
 from components.serving.weights_fetch import deadline_seconds, fetched
+from planner.clouds import cloud_facts
 from planner.plan import FleetPlan
 from planner.sources import checkpoint_folder
 from tests.components.serving.stacks import (
@@ -260,12 +261,22 @@ def test_another_file_system_begins_every_job_anew_and_nothing_else_does(monkeyp
 
     assert jobs_and_options(other_image(planned(LARGE)), monkeypatch) == before
     assert jobs_and_options(planned(LARGE, lambda v: v["pools"][0].update(max_nodes=4)), monkeypatch) == before
-    nfs = jobs_and_options(planned(LARGE, on_nfs), monkeypatch)
-    in_another_zone = planned(LARGE, on_nfs).infrastructure
-    assert in_another_zone
-    storage = replace(in_another_zone.storage, zone="elsewhere-1a")
-    plan = replace(planned(LARGE, on_nfs), infrastructure=replace(in_another_zone, storage=storage))
-    assert jobs_and_options(plan, monkeypatch) == nfs, "NFS is in every zone"
+
+
+def test_nfs_is_in_every_zone_unless_it_lies_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_zone(index: int) -> FleetPlan:
+        def edit(values: Values) -> None:
+            on_nfs(values)
+            values["storage"]["zone"] = values["network"]["zones"][index]
+
+        return planned(LARGE, edit)
+
+    everywhere = jobs_and_options(planned(LARGE, on_nfs), monkeypatch)
+    assert jobs_and_options(in_zone(0), monkeypatch) == jobs_and_options(in_zone(1), monkeypatch) == everywhere
+    aws = cloud_facts("aws")
+    zonal = {"aws": replace(aws, nfs=replace(aws.nfs, zonal=True))}
+    monkeypatch.setattr("planner.site.cloud_facts", zonal.__getitem__)
+    assert jobs_and_options(in_zone(0), monkeypatch) != jobs_and_options(in_zone(1), monkeypatch)
 
 
 def test_the_deadline_follows_all_weights_that_share_the_network() -> None:

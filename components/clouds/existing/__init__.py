@@ -1,0 +1,1 @@
+"""A cluster that is there already: its kubeconfig, and one volume of its storage class."""

@@ -1,0 +1,84 @@
+"""Who may read what of the model bucket: service accounts as principals of the project's workload identity pool."""
+
+import pulumi
+from pulumi_gcp import projects, storage
+
+from components.clouds.base import Identity
+
+
+class Identities:
+    """Rights of one cluster's service accounts. A principal has both of the project's names, its id and its number.
+
+    It does not have the cluster's: accounts of the same name and namespace are one principal in all of the project.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        cluster_name: str,
+        project: str,
+        project_number: pulumi.Input[str],
+        bucket: pulumi.Input[str],
+        cluster: pulumi.Resource,
+        parent: pulumi.Resource,
+    ) -> None:
+        """`cluster` makes the pool of identities. Nothing is made before somebody reads the bucket."""
+        self._prefix, self._cluster_name, self._bucket = name, cluster_name, bucket
+        self._project, self._project_number = project, project_number
+        self._child = pulumi.ResourceOptions(parent=parent)
+        # The project's first cluster brings the pool, and no right can be given before.
+        self._pooled = pulumi.ResourceOptions(parent=parent, depends_on=[cluster])
+        self._lister: projects.IAMCustomRole | None = None
+        self._folders: dict[str, storage.ManagedFolder] = {}
+
+    def read_prefix(self, name: str, *, namespace: str, service_account: str, prefix: str) -> Identity:
+        """Lets a service account read what lies below one prefix, and list the bucket's names.
+
+        On every mount the CSI driver, its sidecar and Cloud Storage FUSE ask for the bucket's layout with an empty
+        prefix (gcs-fuse-csi-driver, `CheckBucketExists`; gcsfuse before August 2026, `getStorageLayout`), which takes
+        storage.objects.list on the whole bucket. The sidecar can be told not to since v1.24 alone, and IAM conditions
+        cannot narrow listing. So that one permission, which reads nothing, is given in a role of its own.
+        """
+        member = pulumi.Output.concat(
+            "principal://iam.googleapis.com/projects/",
+            self._project_number,
+            f"/locations/global/workloadIdentityPools/{self._project}.svc.id.goog",
+            f"/subject/ns/{namespace}/sa/{service_account}",
+        )
+        lists = storage.BucketIAMMember(
+            f"{name}-list", bucket=self._bucket, role=self._list_role().name, member=member, opts=self._pooled
+        )
+        reads = storage.ManagedFolderIamMember(
+            f"{name}-read",
+            bucket=self._bucket,
+            managed_folder=self._folder(prefix).name,
+            role="roles/storage.objectViewer",
+            member=member,
+            opts=self._pooled,
+        )
+        return Identity(resources=[lists, reads])
+
+    def _list_role(self) -> projects.IAMCustomRole:
+        if self._lister is None:
+            self._lister = projects.IAMCustomRole(
+                f"{self._prefix}-bucket-lister",
+                role_id=f"{self._cluster_name.replace('-', '_')}_bucket_lister",
+                title=f"Lists the model bucket of {self._cluster_name}",
+                permissions=["storage.objects.list"],
+                opts=self._child,
+            )
+        return self._lister
+
+    def _folder(self, prefix: str) -> storage.ManagedFolder:
+        """One for a prefix, however many read it: builds of an engine, and models that serve the same weights."""
+        if prefix not in self._folders:
+            self._folders[prefix] = storage.ManagedFolder(
+                f"{self._prefix}-{prefix}",
+                bucket=self._bucket,
+                name=f"{prefix}/",
+                # Objects stay where they are: only what carries the rights goes.
+                force_destroy=True,
+                opts=self._child,
+            )
+        return self._folders[prefix]

@@ -1,0 +1,128 @@
+"""What of a stack's settings for its site is wrong by itself: region, access, notice, file system, replacements."""
+
+import ipaddress
+from collections.abc import Iterator
+
+from planner.clouds import CloudFacts
+from planner.clouds.facts import version_of
+from planner.config import ParsedStack, SiteConfig
+from planner.config_problems import Finding
+from planner.errors import Problem, did_you_mean, shown
+from planner.instances import regions
+from planner.network import NETWORK_RANGES
+
+
+def settings_problems(parsed: ParsedStack, config: SiteConfig, cloud: CloudFacts) -> list[Problem]:
+    """All of it, by key."""
+    found = [
+        *_region(config),
+        *_access(config, cloud),
+        *_spot_notice(config, cloud),
+        *_file_system(config, cloud),
+        *_storage_zone(parsed, config, cloud),
+        *_replacements(parsed, config),
+    ]
+    return [Problem(key=key, what=what, consequence=cost, fix=fix) for key, what, cost, fix in found]
+
+
+def _region(config: SiteConfig) -> Iterator[Finding]:
+    known = regions(config.cloud)
+    if config.region is not None and config.region not in known:
+        what = f"{shown(config.region)} is not a region of {config.cloud} with GPU instances"
+        fix = did_you_mean(config.region, known, f"give one of {', '.join(sorted(known))}")
+        yield "region", what, "nothing could be made there", fix
+
+
+def _access(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
+    rule = cloud.administrator
+    for index, cidr in enumerate(config.cluster.api_cidrs):
+        if fault := _not_a_public_range(cidr):
+            yield f"cluster.api_cidrs[{index}]", *fault
+    for index, principal in enumerate(config.cluster.administrators):
+        if not rule.pattern.fullmatch(principal):
+            what = f"{shown(principal)} is not {rule.words}"
+            cost = "the access entry would be refused, and nobody could administer the cluster"
+            yield f"cluster.administrators[{index}]", what, cost, f"give one like {rule.example}"
+
+
+def _not_a_public_range(cidr: str) -> tuple[str, str, str] | None:
+    example = "write a range, like 198.51.100.0/24"
+    try:
+        open_to = ipaddress.ip_network(cidr)
+    except ValueError as error:
+        return f"{shown(cidr)}: {error}", "the control plane would refuse it", example
+    if open_to.prefixlen == 0:
+        cost = "everyone on the internet could try to log in to the control plane"
+        return f"{cidr} is everyone", cost, "give your office's or CI's ranges, or none"
+    if not isinstance(open_to, ipaddress.IPv4Network):
+        return f"{cidr} is IPv6", "control planes are reached by IPv4: it would admit nobody", example
+    if any(open_to.subnet_of(private) for private in NETWORK_RANGES):
+        cost = "the public endpoint sees public addresses only: it would admit nobody"
+        return (
+            f"{cidr} is a private range",
+            cost,
+            "remove it: the network and network.peered_cidrs reach the private one",
+        )
+    return None
+
+
+def _spot_notice(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
+    asked, version = config.cluster.spot_notice_seconds, config.cluster.kubernetes_version
+    if asked is None:
+        return
+    allowed = [notice for notice in cloud.spot_notices if notice.since <= version_of(version)]
+    if any(notice.seconds == asked for notice in allowed):
+        return
+    offers = {notice.seconds: notice.since for notice in cloud.spot_notices}
+    what = f"{asked}, which {cloud.title} {version} does not give"
+    cost = "pods would plan for time that they are not given, and requests in flight would be cut off"
+    listed = " or ".join(str(notice.seconds) for notice in allowed)
+    newer = f", or kubernetes_version '{'.'.join(map(str, offers[asked]))}'" if asked in offers else ""
+    yield "cluster.spot_notice_seconds", what, cost, f"give {listed}{newer}, or leave it out"
+
+
+def _file_system(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
+    storage, facts = config.storage, cloud.lustre
+    refused = "the file system would be refused"
+    if storage.shared == "lustre":
+        tier = cloud.lustre_tier(storage)
+        sizes, capacity = facts.tiers.get(tier), cloud.lustre_gib(storage)
+        if sizes is None:
+            listed = ", ".join(map(str, facts.tiers))
+            what = f"{tier}, which {facts.name} does not have"
+            yield "storage.lustre_throughput_mb_s_per_tib", what, refused, f"give one of {listed}"
+        elif not sizes.offers(capacity):
+            what = f"{capacity}, and {facts.name} grows from {sizes.smallest} in steps of {sizes.step} GiB"
+            what += f" to {sizes.largest}" if capacity > sizes.largest else ""
+            yield "storage.lustre_capacity_gib", what, refused, f"give {sizes.at_least(capacity)}"
+    elif cloud.nfs.sizes and not cloud.nfs.sizes.offers(capacity := cloud.nfs_gib(storage) or 0):
+        sizes = cloud.nfs.sizes
+        what = f"{capacity}, and {cloud.nfs.name} has {sizes.smallest} to {sizes.largest} GiB in steps of {sizes.step}"
+        yield "storage.nfs_capacity_gib", what, refused, f"give {sizes.at_least(capacity)}"
+
+
+def _replacements(parsed: ParsedStack, config: SiteConfig) -> Iterator[Finding]:
+    known = ["cluster", "storage", *(f"pools.{pool.name}" for pool in parsed.pools.values())]
+    for index, name in enumerate(config.allow_replacement):
+        if name not in known:
+            fix = did_you_mean(name, known, f"give one of {', '.join(known)}")
+            yield (
+                f"allow_replacement[{index}]",
+                f"{shown(name)} is nothing of this stack",
+                "it would have no effect",
+                fix,
+            )
+
+
+def _storage_zone(parsed: ParsedStack, config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
+    zones = config.network.zones if config.network else ()
+    used = {zone for pool in parsed.pools.values() for zone in pool.zones or zones}
+    zonal = config.storage.shared == "lustre" or cloud.nfs.zonal
+    if zonal and config.storage.zone is None and len(used) > 1:
+        what = f"is missing, and the pools lie in {len(used)} zones"
+        cost = "the file system lies in one; another pool could move it, which is another file system, empty"
+        yield "storage.zone", what, cost, f"give one of {', '.join(sorted(used))}"
+    if config.storage.zone is not None and zones and config.storage.zone not in zones:
+        fix = did_you_mean(config.storage.zone, zones, f"give one of {', '.join(zones)}")
+        what = f"{shown(config.storage.zone)} is not a zone of the network"
+        yield "storage.zone", what, "the file system would have no subnet", fix
