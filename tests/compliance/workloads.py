@@ -35,7 +35,7 @@ def objects(stack: str) -> list[Object]:
 
 
 def built_in(item: Object) -> bool:
-    """Whether Kubernetes itself has the kind: not LeaderWorkerSet's, and not what only GKE's clusters have."""
+    """Whether Kubernetes itself has the kind: not LeaderWorkerSet's, and not what GKE or a chart brings."""
     group = item["apiVersion"].rpartition("/")[0]
     return group in ("", "apps", "batch", "policy") or group.endswith(".k8s.io")
 

@@ -326,3 +326,63 @@ def test_flex_start_counts_as_preemptible_and_reserved_capacity_as_nothing() -> 
 
 def test_no_cloud_is_forgotten_here() -> None:
     assert sorted(FACTS) == CLOUDS
+
+
+def second_pool(name: str, **changes: Any) -> Change:
+    """A pool like the first, and a model on it."""
+
+    def change(stack: dict[str, Any]) -> None:
+        stack["pools"].append({**stack["pools"][0], "name": name, **changes})
+        stack["models"].append({**stack["models"][0], "name": f"on-{name}", "pool": name})
+
+    return change
+
+
+def test_pools_over_one_rdma_network_lie_in_one_zone() -> None:
+    wide = (
+        top(region="us-east4"),
+        section("network", zones=["us-east4-a", "us-east4-b"]),
+        pool(instance_types=["a3-megagpu-8g"], zones=["us-east4-b"], capacity=["spot"], max_nodes=2),
+        model(**LARGE, tensor_parallel=8, pipeline_parallel=2),
+        section("storage", shared="lustre", zone="us-east4-b"),
+    )
+    assert [p.fabric and p.fabric.kind for p in planned("gcp", *wide, second_pool("more")).pools] == ["tcpxo", "tcpxo"]
+
+    found = refused("gcp", *wide, second_pool("more", zones=["us-east4-a"]))
+    assert "tcpxo" in found["pools[1].zones"].what
+    assert "zones: [us-east4-b]" in found["pools[1].zones"].fix
+
+
+@pytest.mark.parametrize(("cloud", "largest"), [("aws", 16_384), ("azure", 2048)])
+def test_a_disk_that_the_cloud_does_not_make_is_refused(cloud: str, largest: int) -> None:
+    assert planned(cloud, pool(disk_gib=largest)).pools[0].disk_gib == largest
+    if largest < 16_384:
+        assert f"at most {largest}" in refused(cloud, pool(disk_gib=largest + 1))["pools[0].disk_gib"].fix
+
+
+def test_what_no_source_knows_may_be_reserved_and_what_one_denies_may_not() -> None:
+    known = instances("azure")
+    assert known["Standard_NC24ads_A100_v4"].reservation_kinds == ("odcr",)
+    assert known["Standard_ND96isr_H100_v5"].reservation_kinds == (), "the source says that there is none"
+    assert instances("aws")["p4d.24xlarge"].reservation_kinds != ()
+    found = refused("azure", reserved("Standard_ND96isr_H100_v5", GROUP, "eastus-1"))
+    assert "odcr" in found["pools[0].capacity"].what
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+@pytest.mark.parametrize(
+    ("cidr", "why"), [("10.1.0.0/16", "private"), ("100.64.1.0/24", "private"), ("2001:db8::/32", "IPv6")]
+)
+def test_ranges_that_never_reach_a_public_endpoint_are_refused(cloud: str, cidr: str, why: str) -> None:
+    found = refused(cloud, section("cluster", api_cidrs=["198.51.100.0/24", cidr]))
+    assert why in found["cluster.api_cidrs[1]"].what
+    assert "cluster.api_cidrs[0]" not in found
+
+
+def test_all_reduce_over_a_slow_network_names_the_fast_types() -> None:
+    slow = pool(instance_types=["a2-ultragpu-8g"], zones=["us-central1-a"], capacity=["spot"], max_nodes=3)
+    found = refused("gcp", slow, model(**LARGE, tensor_parallel=16))
+    assert "without a fast interconnect" in found["models[0].tensor_parallel"].what
+    h100 = pool(instance_types=["a3-highgpu-4g"], zones=["us-central1-a"], capacity=["spot"], max_nodes=5)
+    found = refused("gcp", h100, model(**LARGE, tensor_parallel=16))
+    assert "a3-megagpu-8g" in found["models[0].tensor_parallel"].fix

@@ -142,6 +142,41 @@ def test_it_waits_for_the_device_plugin(
         assert until(lambda: MIG_STARTUP_TAINT.key not in taints(installed, name))
 
 
+def plugin(cluster: ControlPlane, name: str) -> str:
+    """What a node says of its device plugin."""
+    return cluster.get("node", name)["metadata"]["labels"]["nvidia.com/gpu.deploy.device-plugin"]
+
+
+def test_where_the_cloud_divides_it_lets_the_device_plugin_start(
+    installed: ControlPlane, environment: dict[str, str], node: Callable[..., str]
+) -> None:
+    (pool,) = plan_of("azure-small-mig").pools
+    assert gated(pool)
+    assert not any(group.startup_taints for group in pool.node_groups)
+    assert divided(pool) == {"labels": pool.node_selector, "product": "-MIG-2g."}
+    born = pool.node_groups[0].labels
+    product = "nvidia.com/gpu.product"
+    first = node("seen-divided", born | {product: "NVIDIA-H100-NVL-MIG-2g.24gb"}, {}, GPU)
+    closed = [
+        node("not-yet-seen", born, {}, GPU),
+        node("whole", born | {product: "NVIDIA-H100-NVL"}, {}, GPU),
+        node("no-slices-yet", born | {product: "NVIDIA-H100-NVL-MIG-INVALID"}, {}, GPU),
+        node("otherwise-divided", born | {product: "NVIDIA-H100-NVL-MIG-1g.12gb"}, {}, GPU),
+        node("another-pool", born | {product: "NVIDIA-H100-NVL-MIG-2g.24gb", "tritonfleet.io/pool": "l4"}, {}, GPU),
+    ]
+    with running(environment | {"POOLS": json.dumps([divided(pool)])}):
+        assert until(lambda: plugin(installed, first) == "true")
+        # AKS may put back what it was told when the pool was made.
+        installed.kubectl("label", "node", first, "--overwrite", "nvidia.com/gpu.deploy.device-plugin=false")
+        assert until(lambda: plugin(installed, first) == "true")
+        late = closed.pop(1)
+        installed.kubectl("label", "node", late, "--overwrite", f"{product}=NVIDIA-H100-NVL-MIG-2g.24gb")
+        assert until(lambda: plugin(installed, late) == "true")
+
+    assert {plugin(installed, name) for name in closed} == {"false"}
+    assert taints(installed, first)[0] == GPU["key"], "nothing else of the node changes"
+
+
 def test_it_outlives_a_refused_token(
     installed: ControlPlane, environment: dict[str, str], node: Callable[..., str]
 ) -> None:
@@ -250,7 +285,7 @@ def test_the_script_needs_the_standard_library_alone() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
     assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
-    assert len(SCRIPT.read_text(encoding="utf-8").splitlines()) <= 120
+    assert len(SCRIPT.read_text(encoding="utf-8").splitlines()) <= 130
 
 
 def test_it_removes_the_taint_that_the_plan_gives() -> None:
