@@ -14,7 +14,7 @@ def print_infrastructure(plan: FleetPlan, cloud: CloudPlan, console: Console) ->
     if cloud.existing:
         _print_cluster(cloud.existing, console)
     else:
-        console.print(f"\n{cloud.name} {cloud.region}: {', '.join(subnet.zone for subnet in cloud.network.subnets)}")
+        console.print(f"\n{cloud.name} {cloud.region}: {', '.join(cloud.network.zones)}")
         _print_groups(cloud, console)
     console.print(cloud.cost.note, soft_wrap=True)
     for model in plan.models:
@@ -56,7 +56,9 @@ def _print_groups(cloud: CloudPlan, console: Console) -> None:
         collapse_padding=True,
     )
     for column in ("group", "instance\ntypes", "zones", "nodes\nmin-max", "of a node", "nodes\nplanned", "USD/h"):
-        groups.add_column(column, no_wrap=True)
+        # Where the line is too short, names break: a cut price would be another price.
+        names = column in ("instance\ntypes", "zones")
+        groups.add_column(column, no_wrap=not names, overflow="fold" if names else "ellipsis")
     prices = {line.node_group: line for line in cloud.cost.lines}
     for pool in cloud.pools:
         for group in pool.node_groups:

@@ -38,11 +38,13 @@ def on_pool(
     name = model.get("pool")
     if name is None and site.cloud == EXISTING and (site.existing is None or model.get("backend") == "cpu"):
         return model, []
-    pool = pools.get(name) if isinstance(name, str) else None
+    if name is not None and not isinstance(name, str):
+        return model, []  # said when the model is read
+    pool = pools.get(name) if name else None
     if pool is None:
         where = "existing.nodes" if site.cloud == EXISTING else "pools"
         known = f"give one of {', '.join(pools)}" if pools else f"list the pool under `{where}`"
-        fix = did_you_mean(name, pools, known) if isinstance(name, str) else known
+        fix = did_you_mean(name, pools, known) if name else known
         what = "is missing" if name is None else f"no pool named {shown(name)}"
         return model, [Problem(key=f"{key}.pool", what=what, consequence=_NO_GPUS, fix=fix)]
     if model.get("backend") == "cpu":
@@ -137,7 +139,7 @@ def _missing(site: "SiteConfig", values: Mapping[str, Any]) -> Iterator[Finding]
         if not values.get(name):
             yield name, "is missing", "nothing says where the models run", fix
     for key, fix in cloud.required.items():
-        if not any(value for _, value in _given(values, key)):
+        if all(value is None for _, value in _given(values, key)):
             yield key, "is missing", f"{cloud.title} could not be asked for anything", fix
 
 
@@ -147,7 +149,7 @@ def _unsupported(cloud: CloudFacts, values: Mapping[str, Any]) -> Iterator[Findi
         for key, value in _given(values, path):
             if only in (as_list(value) or [value]) if only else value not in (None, False):
                 what = only or ("asked for" if value is True else "given")
-                yield key, f"{what}: {cloud.title} does not have this", why.reason, why.instead
+                yield key, f"{what}, and this program does not do that on {cloud.title}", why.reason, why.instead
 
 
 def _given(values: Mapping[Any, Any], path: str) -> Iterator[tuple[str, object]]:

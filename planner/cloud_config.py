@@ -90,7 +90,7 @@ class PoolConfig(Strict):
         description="Types with the same GPU and number of GPUs; more of them make spot capacity likelier. "
         "Prices are given for the first."
     )
-    capacity: Annotated[tuple[CapacityType, ...], Field(strict=False, min_length=1, max_length=3)] = Field(
+    capacity: Annotated[tuple[CapacityType, ...], Field(strict=False, min_length=1, max_length=4)] = Field(
         default=("spot", "on-demand"), description="Capacity types in the order in which they are tried."
     )
     reservation: str | None = Field(

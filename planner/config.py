@@ -175,7 +175,9 @@ def parse_stack(values: Mapping[str, Any]) -> ParsedStack:
         model, found = _parse_model(chosen, key)
         managed = site is not None and site.cloud != EXISTING
         # The pool decides the GPU: without the one a model lacks the other, and one of the two is said.
-        decided = managed or any(problem.key == f"{key}.pool" for problem in found_of_pool)
+        decided = managed or any(problem.key == f"{key}.pool" for problem in (*found_of_pool, *found))
+        # Without a cloud there is no telling what the pool is, and that is said of the cloud.
+        decided |= site is None and "pool" in as_mapping(entry)
         found = [problem for problem in found if problem.key != f"{key}.gpu" or not decided]
         problems += found_of_pool + found
         if model is not None and not found_of_pool:

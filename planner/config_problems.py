@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 
 from planner.errors import Problem, did_you_mean, shown
 from planner.gpus import OLDEST_SUPPORTED, gpus
+from planner.untyped import as_list
 
 if TYPE_CHECKING:
     from planner.config import ModelConfig
@@ -35,6 +36,7 @@ _CONSEQUENCE = {
     "source": "there are no weights to build an engine from",
     "revision": "the engine key would not pin the weights; an engine of other weights could be served",
     "backend": "nothing says what builds and runs the model",
+    "pool": "a group lies in one pool: nodes of two have no RDMA network in common",
     "tensor_parallel": "the engine could not be split over the ranks of a group",
     "pipeline_parallel": "the engine could not be split over the ranks of a group",
     "gpu": "neither memory nor compute capability is known: no engine can be planned",
@@ -62,6 +64,13 @@ _TYPE_NAMES = {
     "model_attributes_type": "a mapping of keys",
     "finite_number": "a finite number",
 }
+
+# Said of any other key of `cluster` that asks for spot.
+_SPOT_SYSTEM_NODES = (
+    "asks for spot system nodes, which no stack can have",
+    "each reclaim would take DNS, autoscaler and controllers of all models with it, and AKS refuses such a pool",
+    "remove it: system nodes are on-demand, and pools may be spot",
+)
 
 _PATTERNS = {
     "name": (
@@ -257,6 +266,9 @@ def _problem(error: ErrorDetails, root: type[BaseModel], prefix: str) -> Problem
     loc = error["loc"]
     field = next((part for part in reversed(loc) if isinstance(part, str)), "")
     owner = _owner(root, loc)
+    if error["type"] == "extra_forbidden" and loc[0] == "cluster" and _asks_for_spot(field, error.get("input")):
+        what, consequence, fix = _SPOT_SYSTEM_NODES
+        return Problem(key=_key(prefix, loc), what=what, consequence=consequence, fix=fix)
     what, fix = _what_and_fix(error, field, owner)
     unknown = error["type"] in ("extra_forbidden", "invalid_key")
     consequence = (
@@ -265,6 +277,10 @@ def _problem(error: ErrorDetails, root: type[BaseModel], prefix: str) -> Problem
         else _CONSEQUENCE.get(field, _CONSEQUENCE_OF_OTHERS)
     )
     return Problem(key=_key(prefix, loc), what=what, consequence=consequence, fix=fix)
+
+
+def _asks_for_spot(field: str, value: object) -> bool:
+    return "spot" in field or value == "spot" or "spot" in as_list(value)
 
 
 def _what_and_fix(error: ErrorDetails, field: str, owner: type[BaseModel]) -> tuple[str, str]:
@@ -288,6 +304,8 @@ def _what_and_fix(error: ErrorDetails, field: str, owner: type[BaseModel]) -> tu
         return f"{shown(value)} is not {_PATTERNS[field][0]}", _PATTERNS[field][1]
     if kind == "too_short" and context["min_length"] > 1 and value:
         return f"{shown(value)} are too few", f"give at least {context['min_length']}"
+    if kind == "too_long":
+        return f"{shown(value)} are too many", f"give at most {context['max_length']}"
     if kind in ("string_too_short", "too_short"):
         return "is empty", _FIX_MISSING.get(field, f"give {field}")
     if kind == "string_too_long":

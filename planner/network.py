@@ -159,7 +159,9 @@ def _parsed(text: str) -> tuple[IPv4Network | None, list[tuple[str, str, str]]]:
 
 def _size(cidr: IPv4Network, existing: bool, facts: NetworkFacts) -> Iterator[Finding]:
     low = facts.largest
-    high = facts.smallest if existing else min(SMALLEST_PRIVATE - SLOT_BITS, facts.smallest_subnet - 2 * SLOT_BITS)
+    high = min(SMALLEST_PRIVATE - SLOT_BITS, facts.smallest_subnet - 2 * SLOT_BITS)
+    if existing or not facts.zonal_subnets:
+        high = facts.smallest
     if cidr.prefixlen < low:
         cost = f"the cloud refuses a {facts.name} larger than /{low}"
         yield "cidr", f"{cidr} is larger than /{low}", cost, f"give a /{low} to a /{high}"
@@ -167,11 +169,13 @@ def _size(cidr: IPv4Network, existing: bool, facts: NetworkFacts) -> Iterator[Fi
         private = cidr.prefixlen + SLOT_BITS
         room = (1 << max(32 - private, 0)) - facts.reserved_per_subnet
         cost = (
-            f"the cloud refuses a {facts.name} smaller than /{high}"
-            if existing
-            else f"a zone's nodes and pods would share {max(room, 0)} addresses, and one node holds up to "
+            f"a zone's nodes and pods would share {max(room, 0)} addresses, and one node holds up to "
             f"{facts.addresses_per_node}"
         )
+        if existing:
+            cost = f"the cloud refuses a {facts.name} smaller than /{high}"
+        elif not facts.zonal_subnets:
+            cost = "its parts for nodes, pods and storage would be too small for what the cloud puts there"
         yield "cidr", f"{cidr} is smaller than /{high}", cost, f"give a /{low} to a /{high}"
 
 
@@ -188,7 +192,7 @@ def _zones(given: Sequence[str], known: Sequence[str], region: str, facts: Netwo
         if zone in given[:index]:
             cost = "two subnets of a zone are no protection against the loss of it"
             yield field, f"{shown(zone)} is already zones[{given.index(zone)}]", cost, "name each zone once"
-        elif re.fullmatch(rf"{re.escape(region)}-?[a-z]", zone) and zone not in known:
+        elif re.fullmatch(rf"{re.escape(region)}[a-z]", zone) and zone not in known:
             what = f"{zone} is a zone's name, not its id"
             cost = "names differ from account to account: the same name is another place, with other instance types"
             yield field, what, cost, listed

@@ -196,6 +196,9 @@ def _shape(config: PoolConfig, cloud: CloudFacts) -> Iterator[Finding]:
             "what was reserved would be paid for and not used",
             "add reserved to capacity, or remove it",
         )
+    if config.max_price_usd_h is not None and "spot" not in config.capacity:
+        cost = "it would have no effect: only spot nodes have a changing price"
+        yield "max_price_usd_h", "given, but capacity has no spot", cost, "add spot to capacity, or remove it"
     if config.disk_gib > cloud.largest_disk_gib:
         what = f"{config.disk_gib}, and {cloud.title} makes disks of nodes up to {cloud.largest_disk_gib}"
         yield "disk_gib", what, "the node group would be refused", f"give at most {cloud.largest_disk_gib}"
@@ -257,7 +260,7 @@ def _capacity(config: PoolConfig, types: Sequence[InstanceType], cloud: CloudFac
         yield "capacity", what, "a reservation is of one instance type", "make a pool of its own for the reservation"
     kinds, rule = types[0].reservation_kinds, cloud.reservation_id
     if kinds is not None and not set(cloud.reservation_kinds) & set(kinds):
-        what = f"reserved, and {types[0].name} has no {' or '.join(cloud.reservation_kinds)}"
+        what = f"reserved, and {cloud.title} reserves no {types[0].name}"
         yield "capacity", what, "the node group would be refused", "choose spot or on-demand"
     if config.reservation and not rule.pattern.fullmatch(config.reservation):
         what = f"{shown(config.reservation)} is not {rule.words}"
@@ -291,12 +294,13 @@ def _placement(
     network_zones: Sequence[str],
     offered: Mapping[str, frozenset[str]],
 ) -> Iterator[Finding]:
+    # What is no zone of the region is said of the network, and is no advice.
+    known = [zone for zone in network_zones if zone in offered] or list(offered)
     for index, zone in enumerate(used):
         if zone not in network_zones:
             cost = "the pool's nodes would have no subnet"
-            fix = did_you_mean(
-                zone, network_zones, f"add it to network.zones, or give one of {', '.join(network_zones)}"
-            )
+            fix = f"give one of {', '.join(known)}" if known else "give zones of network.zones"
+            fix = f"add it to network.zones, or {fix}" if zone in offered else did_you_mean(zone, known, fix)
             yield f"zones[{index}]", f"{shown(zone)} is not a zone of the network", cost, fix
         elif zone in offered:
             for instance in types:

@@ -9,6 +9,7 @@ from planner.config import ParsedStack, SiteConfig
 from planner.config_problems import Finding
 from planner.errors import Problem, did_you_mean, shown
 from planner.instances import regions
+from planner.instances import zones as instance_zones
 from planner.network import NETWORK_RANGES
 
 
@@ -19,6 +20,7 @@ def settings_problems(parsed: ParsedStack, config: SiteConfig, cloud: CloudFacts
         *_access(config, cloud),
         *_spot_notice(config, cloud),
         *_file_system(config, cloud),
+        *_without_effect(config, cloud),
         *_storage_zone(parsed, config, cloud),
         *_replacements(parsed, config),
     ]
@@ -41,7 +43,7 @@ def _access(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
     for index, principal in enumerate(config.cluster.administrators):
         if not rule.pattern.fullmatch(principal):
             what = f"{shown(principal)} is not {rule.words}"
-            cost = "the access entry would be refused, and nobody could administer the cluster"
+            cost = "the cloud would refuse it, and nobody else could administer the cluster"
             yield f"cluster.administrators[{index}]", what, cost, f"give one like {rule.example}"
 
 
@@ -101,6 +103,23 @@ def _file_system(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
         yield "storage.nfs_capacity_gib", what, refused, f"give {sizes.at_least(capacity)}"
 
 
+def _without_effect(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
+    """Settings of the file system that the stack does not have."""
+    storage = config.storage
+    if storage.shared == "lustre":
+        given = {"nfs_capacity_gib": storage.nfs_capacity_gib, "accept_load_minutes": storage.accept_load_minutes}
+    else:
+        given = {
+            "lustre_capacity_gib": storage.lustre_capacity_gib,
+            "lustre_throughput_mb_s_per_tib": storage.lustre_throughput_mb_s_per_tib,
+        }
+    # What the cloud never has is said when the stack is read.
+    for field in (name for name, value in given.items() if value and f"storage.{name}" not in cloud.unsupported):
+        other = "nfs" if storage.shared == "lustre" else "lustre"
+        what = f"is for shared: {other}, and this stack has {storage.shared}"
+        yield f"storage.{field}", what, "it would have no effect", f"remove it, or give shared: {other}"
+
+
 def _replacements(parsed: ParsedStack, config: SiteConfig) -> Iterator[Finding]:
     known = ["cluster", "storage", *(f"pools.{pool.name}" for pool in parsed.pools.values())]
     for index, name in enumerate(config.allow_replacement):
@@ -123,6 +142,9 @@ def _storage_zone(parsed: ParsedStack, config: SiteConfig, cloud: CloudFacts) ->
         cost = "the file system lies in one; another pool could move it, which is another file system, empty"
         yield "storage.zone", what, cost, f"give one of {', '.join(sorted(used))}"
     if config.storage.zone is not None and zones and config.storage.zone not in zones:
-        fix = did_you_mean(config.storage.zone, zones, f"give one of {', '.join(zones)}")
+        # What is no zone of the region is said of the network, and is no advice.
+        known = [zone for zone in zones if zone in instance_zones(config.cloud, config.region or "")]
+        listed = f"give one of {', '.join(known)}" if known else "give a zone of network.zones"
+        fix = did_you_mean(config.storage.zone, known, listed)
         what = f"{shown(config.storage.zone)} is not a zone of the network"
         yield "storage.zone", what, "the file system would have no subnet", fix

@@ -209,12 +209,14 @@ def _small_storage(config: SiteConfig, models: Mapping[int, "ModelPlan"], cloud:
     needed = math.ceil((sum(weights.values()) + sum(engines.values())) / GIB)
     if needed <= capacity:
         return []
+    apart = "another stack to some of the models"
+    most = f"more than {sold.largest:,} is not sold: give {apart if lustre else f'`shared: lustre`, or {apart}'}"
     return [
         Problem(
             key=f"storage.{'lustre' if lustre else 'nfs'}_capacity_gib",
             what=f"{capacity}, and weights and engines take {needed:,} (estimate)",
             consequence="the disk would be full after hours of download and conversion",
-            fix=f"give at least {sold.at_least(needed)}",
+            fix=f"give at least {sold.at_least(needed)}" if needed <= sold.largest else most,
         )
     ]
 

@@ -111,12 +111,10 @@ FACTS = CloudFacts(
     quota_unit="vCPU",
     network=NetworkFacts(
         name="virtual network",
-        # Azure documentation, "Virtual Network FAQ": subnets of /2 to /29, five addresses of each reserved; the private
-        # range 10.0.0.0/8 is the largest.
+        # The private range 10.0.0.0/8 is the largest, and Services are beside the network in it; with a /20 the pods'
+        # half has room for eight nodes.
         largest=9,
         smallest=20,
-        smallest_subnet=29,
-        reserved_per_subnet=5,
         # AKS documentation, "Azure CNI Overlay networking": each node has a /24 of the pods' range.
         addresses_per_node=256,
         # AKS documentation, same page: smaller than /12.

@@ -89,6 +89,9 @@ class LustreFacts:
 class NetworkFacts:
     """What the cloud allows of a network; lengths are CIDR prefix lengths, `largest` the shortest of them.
 
+    `smallest` is of a network made elsewhere, and of any where subnets do not lie in zones; `*_subnet` are of subnets
+    in zones.
+
     A node holds up to `addresses_per_node` addresses: of its zone's subnet where subnets lie in zones
     (`zonal_subnets`), else of one range for the pods of all nodes. The control plane refuses `refused_zones`.
     """
@@ -96,13 +99,13 @@ class NetworkFacts:
     name: str
     largest: int
     smallest: int
-    smallest_subnet: int
-    reserved_per_subnet: int
     addresses_per_node: int
     largest_services: int
     smallest_services: int
     zonal_subnets: bool
     zone_hint: str
+    smallest_subnet: int = 0
+    reserved_per_subnet: int = 0
     refused_zones: tuple[str, ...] = ()
     id: re.Pattern[str] = re.compile("(?!)")
     subnet_id: re.Pattern[str] = re.compile("(?!)")

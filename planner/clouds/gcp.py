@@ -91,11 +91,9 @@ FACTS = CloudFacts(
         name="VPC network",
         # GKE documentation, "Configure maximum Pods per node": ranges of pods are /9 to /21; they have half of this.
         largest=8,
+        # Of the network's second eighth one half is for Filestore and Lustre, and private services access takes no less
+        # than a /24.
         smallest=20,
-        # Google's own is /29. Of the network's second eighth one half is for Filestore and Lustre, and private services
-        # access takes no less than a /24: with this the network is at least a /20.
-        smallest_subnet=26,
-        reserved_per_subnet=4,
         # The same page: a node of up to 110 pods has a /24 of the pods' range.
         addresses_per_node=256,
         # GKE documentation, "VPC-native clusters": Services' range is /16 to /27.

@@ -28,8 +28,10 @@ class Node:
     taints: Sequence[Mapping[str, str]]
     allocatable: dict[str, str]
 
-    def put(self, scheduler: Scheduler, name: str, **labels: str) -> None:
-        scheduler.node(name, labels=self.labels | labels, taints=self.taints, allocatable=self.allocatable)
+    def put(self, scheduler: Scheduler, name: str, *, zone: str | None = None) -> None:
+        """Makes it join, or be as it is now; in its own zone or in another."""
+        labels = self.labels | ({ZONE_LABEL: zone} if zone else {})
+        scheduler.node(name, labels=labels, taints=self.taints, allocatable=self.allocatable)
 
 
 def pool_of(case: str) -> PoolPlan:
@@ -57,13 +59,14 @@ def template(case: str, group: NodeGroupPlan) -> Node:
     """A node of the group that does not exist, as its autoscaler makes one up from what the cloud was told."""
     recorded, pool = whole(case), pool_of(case)
     (told,) = (one for one in TOLD[cloud_of(case)].pools(recorded) if one.labels.items() >= group.labels.items())
-    labels, taints = (
-        dict(told.labels),
-        [dict(zip(("key", "value", "effect"), taint, strict=True)) for taint in told.taints],
-    )
+    labels, taints = dict(told.labels), [_taint(*taint) for taint in sorted(told.taints)]
     resource = recorded.resources[told.urn]
     extended = {"aws": _aws, "gcp": _gcp, "azure": _azure}[cloud_of(case)](recorded, resource, labels)
     return Node(labels=labels | {ZONE_LABEL: group.zones[0]}, taints=taints, allocatable=machine(pool) | extended)
+
+
+def _taint(key: str, value: str, effect: str) -> dict[str, str]:
+    return {"key": key, "value": value, "effect": effect}
 
 
 def _aws(recorded: Recorded, group: Registered, labels: dict[str, str]) -> dict[str, str]:

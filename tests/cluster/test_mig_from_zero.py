@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,28 +16,13 @@ from planner.errors import PlanError
 from planner.fleet import NodeGroupPlan
 from planner.pool_labels import CAPACITY_LABEL, DEVICE_PLUGIN_LABEL, MIG_STATE_LABEL, NODE_GROUP_LABEL, POOL_LABEL
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.fleets import Node, born, forget, members, pool_of, prepare, template
+from tests.cluster.fleets import Node, born, members, pool_of, template
 from tests.cluster.scheduling import Scheduler
 from tests.contract.programs import cloud_of, edited, plan_of
 
 CASES = ("aws-small-mig", "gcp-small-mig", "azure-small-mig")
 GPU, PRODUCT = "nvidia.com/gpu", "nvidia.com/gpu.product"
 WHOLE = "NVIDIA-H100-80GB-HBM3"
-
-
-@pytest.fixture
-def place(scheduled_cluster: ControlPlane, tmp_path: Path) -> Iterator[Callable[[str], Scheduler]]:
-    """A function case -> a scheduler of a cluster without nodes, in which that case's claims are bound."""
-    scheduler, prepared = Scheduler(scheduled_cluster, tmp_path), list[str]()
-
-    def make(case: str) -> Scheduler:
-        prepare(scheduled_cluster, scheduler, case)
-        prepared.append(case)
-        return scheduler
-
-    yield make
-    for case in prepared:
-        forget(scheduled_cluster, scheduler, case)
 
 
 def groups() -> list[tuple[str, NodeGroupPlan]]:

@@ -1,36 +1,18 @@
 """Spot on each cloud, by the real scheduler: a group of two nodes lies in one node group and one zone, or waits."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from planner.fleet import NodeGroupPlan
-from planner.pool_labels import ZONE_LABEL
 from planner.pools import PRIORITY
-from tests.cluster.control_plane import ControlPlane
-from tests.cluster.fleets import Node, born, forget, members, pool_of, prepare
+from tests.cluster.fleets import Node, born, members, pool_of
 from tests.cluster.scheduling import Scheduler
 from tests.contract.programs import plan_of, site, whole
 
 CASES = ("aws-llama-405b", "gcp-llama-405b", "azure-llama-405b")
 NOTICES = {"aws": (120, 110), "gcp": (120, 90), "azure": (30, 20)}
-
-
-@pytest.fixture
-def place(scheduled_cluster: ControlPlane, tmp_path: Path) -> Iterator[Callable[[str], Scheduler]]:
-    """A function case -> a scheduler of a cluster without nodes, in which that case's claims are bound."""
-    scheduler, prepared = Scheduler(scheduled_cluster, tmp_path), list[str]()
-
-    def make(case: str) -> Scheduler:
-        prepare(scheduled_cluster, scheduler, case)
-        prepared.append(case)
-        return scheduler
-
-    yield make
-    for case in prepared:
-        forget(scheduled_cluster, scheduler, case)
 
 
 def ready(case: str, group: NodeGroupPlan) -> Node:
@@ -51,9 +33,7 @@ def test_a_group_spans_neither_capacity_types_nor_zones(place: Callable[[str], S
     for other in others:
         ready(case, other).put(scheduler, other.capacity)
     assert scheduler.placed(worker).node is None, "half of the group would outlive a reclaim of the other half"
-    Node(**vars(ready(case, spot)) | {"labels": ready(case, spot).labels | {ZONE_LABEL: "elsewhere"}}).put(
-        scheduler, "spot-elsewhere"
-    )
+    ready(case, spot).put(scheduler, "spot-elsewhere", zone="elsewhere")
     assert scheduler.placed(worker).node is None, "the network between ranks ends at the zone"
 
     ready(case, spot).put(scheduler, "spot-2")

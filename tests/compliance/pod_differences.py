@@ -57,14 +57,16 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, str]]:
         for before, item in zip([path, *items], items, strict=False):
             yield f"{path}[{before}]" if before.startswith("--") else f"{path}[{item}]", item
         return
-    names = [item.get("name", item.get("key")) if isinstance(item, dict) else None for item in items]
-    if items and all(names) and len(set(names)) == len(items):
-        for name, item in zip(names, items, strict=True):
-            # A value of its own says that the item is there.
-            yield from _flat(item, f"{path}[{name}]")
+    objects = [cast(dict[str, Any], item) for item in items if isinstance(item, dict)]
+    named = {item[key]: {**item, key: None} for item in objects for key in ("name", "key") if key in item}
+    if items and len(named) == len(items):
+        for name, item in named.items():
+            rest = [inner for inner in item.values() if inner is not None]
+            plain = all(isinstance(inner, str) for inner in rest)
+            yield from [(f"{path}[{name}]", " ".join(rest))] if plain else _flat(item, f"{path}[{name}]")
         return
     yield path, value if isinstance(value, str) else json.dumps(value)
 
 
 def _cell(value: str) -> str:
-    return f"`{value}`".replace("|", "\\|") if value else "–"
+    return f"`{value}`".replace("|", "\\|") if value else "-"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.engine.conftest import Project
-from tests.engine.simulated.changes import changed, replacing
+from tests.engine.simulated.changes import changed, refused, replacing
 from tests.engine.simulated.sdk import computed, unknown_properties
 
 PROGRAM = """
@@ -91,3 +91,17 @@ def test_a_change_is_found_and_judged() -> None:
         "spec.template.spec.containers"
     ]
     assert replacing("kubernetes:apps/v1:Deployment", ["spec.replicas", "metadata.name"]) == ["metadata.name"]
+
+
+def test_azure_refuses_what_it_cannot_change() -> None:
+    pool = "azure-native:containerservice:AgentPool"
+    assert refused(pool, ["maxCount", "vmSize", "gpuInstanceProfile"]) == ["vmSize", "gpuInstanceProfile"]
+    assert replacing(pool, ["vmSize"]) == [], "azure-native itself makes nothing anew"
+    assert refused("aws:eks/nodeGroup:NodeGroup", ["amiType"]) == []
+
+
+def test_a_cloud_adds_to_objects_that_it_is_given() -> None:
+    given = {"masterAuth": {"clientCertificateConfig": {"issueClientCertificate": False}}}
+    assert computed("gcp:container/cluster:Cluster", "fleet", given)["masterAuth"]["clusterCaCertificate"]
+    shares = {"networks": [{"network": "n"}], "fileShares": {"name": "s"}}
+    assert computed("gcp:filestore/instance:Instance", "files", shares)["networks"][0]["ipAddresses"]

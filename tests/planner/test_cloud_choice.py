@@ -32,7 +32,7 @@ ASKS: dict[str, Change] = {
 
 def unsupported(cloud: str, *changes: Change) -> dict[str, Unsupported]:
     """What is refused because the cloud does not have it: why, by the key that asks."""
-    words = f": {cloud_facts(cloud).title} does not have this"
+    words = f", and this program does not do that on {cloud_facts(cloud).title}"
     found = [problem for problem in problems(cloud, *changes) if problem.what.endswith(words)]
     return {problem.key: Unsupported(reason=problem.consequence, instead=problem.fix) for problem in found}
 

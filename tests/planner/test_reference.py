@@ -42,7 +42,7 @@ def test_every_key_has_one_meaning() -> None:
         ("network", "zones", ["list of string", "**required**", "2 to 6 of them"]),
         ("network", "existing", ["[network.existing](#networkexisting)", "none", ""]),
         ("network.existing", "private_subnets", ["mapping", "**required**", ""]),
-        ("pools[]", "capacity", [f"list of {CAPACITY}", "`[spot, on-demand]`", "1 to 3 of them"]),
+        ("pools[]", "capacity", [f"list of {CAPACITY}", "`[spot, on-demand]`", "1 to 4 of them"]),
         ("pools[]", "time_slicing", ["integer", "none", "2 to 48"]),
         ("storage", "node_cache", ["boolean", "`true`", ""]),
         ("models[]", "dtype", ["`float32`, `float16`, `bfloat16`", "`bfloat16`; `float32` for `backend: cpu`", ""]),

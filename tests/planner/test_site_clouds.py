@@ -70,7 +70,12 @@ def test_the_smallest_stack_is_sound(cloud: str) -> None:
         ("gcp", pool(capacity=["on-demand", "flex-start"]), "pools[0].capacity", "give flex-start, on-demand"),
         ("gcp", pool(capacity=["flex-start", "spot"]), "pools[0].capacity", "give spot, flex-start"),
         ("aws", reserved("p5.48xlarge", "h100", "use1-az1"), "pools[0].reservation", "capacity block"),
-        ("aws", reserved("g6.xlarge", "cr-0123456789abcdef0", "use1-az1"), "pools[0].capacity", "no capacity-block"),
+        (
+            "aws",
+            reserved("g6.xlarge", "cr-0123456789abcdef0", "use1-az1"),
+            "pools[0].capacity",
+            "EKS reserves no g6.xlarge",
+        ),
         ("gcp", reserved("a3-highgpu-8g", "H100", "us-central1-a"), "pools[0].reservation", "reservation's name"),
         (
             "azure",
@@ -366,7 +371,7 @@ def test_what_no_source_knows_may_be_reserved_and_what_one_denies_may_not() -> N
     assert known["Standard_ND96isr_H100_v5"].reservation_kinds == (), "the source says that there is none"
     assert instances("aws")["p4d.24xlarge"].reservation_kinds != ()
     found = refused("azure", reserved("Standard_ND96isr_H100_v5", GROUP, "eastus-1"))
-    assert "odcr" in found["pools[0].capacity"].what
+    assert "AKS reserves no Standard_ND96isr_H100_v5" in found["pools[0].capacity"].what
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
