@@ -16,7 +16,15 @@ MAY_IMPORT = {
     "policy": {"planner"},
     "fleet": ROOMS,
 }
-CLOUD_SDKS = {"pulumi", "pulumi_aws", "pulumi_eks", "pulumi_gcp", "pulumi_azure_native", "pulumi_kubernetes"}
+CLOUD_SDKS = {
+    "pulumi",
+    "pulumi_aws",
+    "pulumi_eks",
+    "pulumi_gcp",
+    "pulumi_azure_native",
+    "pulumi_kubernetes",
+    "kubernetes",
+}
 
 
 def imported(path: Path) -> set[str]:
