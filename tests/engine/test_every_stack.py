@@ -1,10 +1,12 @@
 """Every example stack under the real Pulumi CLI, on a simulated cloud: preview, up, nothing to do, an edit, destroy."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.components.existing.api_server import Answers, api_server, kubeconfig
 from tests.contract.told import TOLD
 from tests.engine.conftest import ROOT, Project
 from tests.engine.stories import assert_dependents_went_first, assert_synth_shows_the_same
@@ -12,7 +14,7 @@ from tests.engine.stories import assert_dependents_went_first, assert_synth_show
 Values = dict[str, Any]
 
 # aws-llama-405b has a longer story in test_lifecycle.py.
-STACKS = sorted({path.name.split(".")[1] for path in (ROOT / "stacks").glob("Pulumi.*-*.yaml")} - {"aws-llama-405b"})
+STACKS = sorted({path.name.split(".")[1] for path in (ROOT / "stacks").glob("Pulumi.*.yaml")} - {"aws-llama-405b"})
 
 
 def other_zones(values: Values) -> None:
@@ -37,6 +39,17 @@ NEW_CLUSTER = ("aws-small-mig", "azure-small-mig")
 """Stacks whose cluster another range of Services would replace."""
 
 
+@pytest.fixture
+def kind_cluster(tmp_path: Path) -> Generator[None]:
+    """An API server, and the kubeconfig that `stacks/Pulumi.local.yaml` leads to it by."""
+    with api_server(Answers()) as url:
+        folder = tmp_path / ".kube"
+        folder.mkdir()
+        kubeconfig(folder / "config", url, contexts=["kind-tritonfleet"])
+        yield
+
+
+@pytest.mark.usefixtures("kind_cluster")
 @pytest.mark.parametrize("stack", STACKS)
 def test_a_stack_lives_and_dies(new_program: Callable[[str], Project], stack: str) -> None:
     project = new_program(stack)
@@ -68,8 +81,10 @@ def test_a_stack_lives_and_dies(new_program: Callable[[str], Project], stack: st
 
 
 def more_capacity(values: Values) -> None:
-    values["tritonfleet:pools"][0]["max_nodes"] += 1
-    values["tritonfleet:models"][0].setdefault("serving", {})["replicas"] = 2
+    for pool in values.get("tritonfleet:pools", [])[:1]:
+        pool["max_nodes"] += 1
+    serving = values["tritonfleet:models"][0].setdefault("serving", {})
+    serving["replicas"] = serving.get("replicas", 1) + 1
 
 
 def assert_replacement_is_refused(project: Project, stack: str) -> None:
