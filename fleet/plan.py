@@ -13,10 +13,11 @@ from rich.table import Table
 
 from fleet.plan_cloud import print_infrastructure
 from planner import sharding, sources
-from planner.config import ModelConfig, parse_stack
+from planner.config import ModelConfig
 from planner.errors import PlanError, Problem, did_you_mean, shown
 from planner.memory import GIB, RankMemory
 from planner.model import ModelFacts
+from planner.parsing import parse_stack
 from planner.plan import ModelPlan, plan_file, plan_model, resolve
 from planner.tensors import parameters
 

@@ -36,6 +36,9 @@ def on_pool(
     listed = existing if site.cloud == EXISTING else as_list(values.get("pools"))
     pools = {known: pool for pool in map(as_mapping, listed) if isinstance(known := pool.get("name"), str)}
     name = model.get("pool")
+    if name is None and site.cloud != EXISTING and model.get("backend") == "cpu":
+        cost, fix = "it has no nodes without GPUs for models", "choose tensorrt or pytorch, and a pool"
+        return model, [Problem(key=f"{key}.backend", what=f"cpu, on {site.cloud}", consequence=cost, fix=fix)]
     if name is None and site.cloud == EXISTING and (site.existing is None or model.get("backend") == "cpu"):
         return model, []
     if name is not None and not isinstance(name, str):
@@ -136,7 +139,8 @@ def _missing(site: "SiteConfig", values: Mapping[str, Any]) -> Iterator[Finding]
         "pools": "list at least one pool of GPU nodes",
     }
     for name, fix in needed.items():
-        if not values.get(name):
+        # What is of another type is said when it is read.
+        if values.get(name) is None or (name == "pools" and not values[name]):
             yield name, "is missing", "nothing says where the models run", fix
     for key, fix in cloud.required.items():
         if all(value is None for _, value in _given(values, key)):

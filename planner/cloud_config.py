@@ -39,10 +39,10 @@ class NetworkConfig(Strict):
     peered_cidrs: Texts = Field(
         default=(), description="Ranges of networks that are or will be peered; nothing here may overlap them."
     )
-    zones: Annotated[tuple[str, ...], Field(strict=False, min_length=2, max_length=6)] = Field(
-        description="Zones, by the ids that planner/catalog has: on AWS `use1-az1`, which means the same place in "
-        "every account; on Google Cloud `us-central1-a`; on Azure `eastus-1`, as AKS labels nodes. Adding one later "
-        "moves no subnet, but replaces node groups that have no zones of their own."
+    zones: Annotated[tuple[str, ...], Field(strict=False, min_length=1, max_length=6)] = Field(
+        description="Zones, by the ids that planner/catalog has: on AWS two or more like `use1-az1`, which means the "
+        "same place in every account; on Google Cloud `us-central1-a`; on Azure `eastus-1`, as AKS labels nodes. "
+        "Adding one later moves no subnet, but replaces node groups that have no zones of their own."
     )
     nat_per_zone: bool = Field(
         default=False,
@@ -265,7 +265,7 @@ class ExistingConfig(Strict):
         default="~/.kube/config", min_length=1, max_length=1024, description="Path of the kubeconfig file."
     )
     context: str | None = Field(
-        default=None, min_length=1, max_length=256, description="Context in it; none: its current one."
+        default=None, min_length=1, max_length=256, description="Context in it; needed where it has several."
     )
     storage_class: str = Field(
         min_length=1, max_length=253, description="Storage class of the volume for weights and engines."

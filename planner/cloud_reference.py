@@ -7,7 +7,7 @@ from planner.clouds.facts import Sizes
 from planner.fleet import Fabric
 from planner.gpus import gpus
 from planner.instances import instances, regions
-from planner.pools import PRIORITY
+from planner.pool_problems import PRIORITY
 
 INTRODUCTION = """\
 # What each cloud has

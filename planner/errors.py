@@ -29,9 +29,15 @@ class PlanError(Exception):
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
     """A fix naming the closest known word, or `otherwise` when none is close."""
+    close = closest(word, known)
+    return f"did you mean {close}?" if close else otherwise
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """The known word that the given one is a slip of, "" where none is close."""
     # difflib is quadratic in the word's length; a name this long was never a typing slip.
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6) if len(word) <= 100 else []
-    return f"did you mean {close[0]}?" if close else otherwise
+    return close[0] if close else ""
 
 
 def shown(value: object) -> str:

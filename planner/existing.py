@@ -8,7 +8,7 @@ from planner import existing_problems, serving
 from planner.cloud_choice import EXISTING
 from planner.cloud_config import ClusterConfig, ExistingConfig, ExistingNodesConfig
 from planner.clouds.facts import ReadRate
-from planner.config import ParsedStack, SiteConfig
+from planner.config import SiteConfig
 from planner.errors import Problem
 from planner.fleet import (
     CloudPlan,
@@ -23,6 +23,7 @@ from planner.fleet import (
 )
 from planner.gpus import gpus
 from planner.memory import GIB
+from planner.parsing import ParsedStack
 from planner.pools import nodes_needed
 from planner.site import Site
 
@@ -53,7 +54,7 @@ def plan_existing(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tup
     pools = {nodes.name: _pool(nodes) for nodes in config.nodes if nodes.gpu in gpus()}
     landed, problems = _landed(config, models, pools)
     wanted = {name: _filled(pool, landed.values()) for name, pool in pools.items()}
-    found = existing_problems.all_of(site, config, models, wanted)
+    found = existing_problems.all_of(parsed, site, config, models, wanted)
     problems += [Problem(key=key, what=what, consequence=cost, fix=fix) for key, what, cost, fix in found]
     if problems or parsed.problems:
         return None, problems

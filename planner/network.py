@@ -34,10 +34,11 @@ def plan_network(
     zones moves none of them. Of an existing network the plan holds ids; its subnets' ranges are empty. An unknown
     region gives no plan, and no problem of its own: it is the caller's to report.
     """
-    facts = cloud_facts(cloud).network
+    facts, unsupported = cloud_facts(cloud).network, cloud_facts(cloud).unsupported
     known = tuple(zones(cloud, region))
     found = [*_ranges(config, facts), *(_zones(config.zones, known, region, facts) if known else ())]
-    if config.existing is not None:
+    # What the cloud does not take at all is said when the stack is read.
+    if config.existing is not None and "network.existing" not in unsupported:
         found += _existing(config, config.existing, facts)
     problems = [Problem(key=f"{key}.{field}", what=what, consequence=cost, fix=fix) for field, what, cost, fix in found]
     if problems or not known:
@@ -92,12 +93,18 @@ def address_problems(
             needed += system_nodes * facts.addresses_per_node
         if needed > room:
             where, nodes = (f"in {subnet.zone}", "GPU nodes") if subnet.zone else ("for pods", "nodes")
+            fix = "give a larger range, more zones to the pools, or a smaller max_nodes"
+            if plan.pod_cidr:
+                # Pods have half of the network.
+                length = 32 - (2 * needed - 1).bit_length()
+                larger = f"give a range of /{length} or larger, or " if length >= facts.largest else "give "
+                fix = f"{larger}a smaller max_nodes"
             problems.append(
                 Problem(
                     key=f"{key}.cidr",
                     what=f"{room} addresses {where}, and the {nodes} at their most hold {needed}",
                     consequence="pods of the last nodes would get no address and stay in ContainerCreating",
-                    fix="give a larger range, more zones to the pools, or a smaller max_nodes",
+                    fix=fix,
                 )
             )
     return problems
@@ -187,6 +194,14 @@ def _kind(name: str, cidr: IPv4Network, allowed: Sequence[IPv4Network], cost: st
 def _zones(given: Sequence[str], known: Sequence[str], region: str, facts: NetworkFacts) -> Iterator[Finding]:
     usable = [zone for zone in known if zone not in facts.refused_zones]
     listed = f"give zone ids of {region}: {', '.join(usable)}"
+    if len(given) < facts.fewest_zones:
+        cost = "the control plane would be refused: it lies in several"
+        yield (
+            "zones",
+            f"{len(given)} is too few",
+            cost,
+            f"give at least {facts.fewest_zones}, of {', '.join(usable)}",
+        )
     for index, zone in enumerate(given):
         field = f"zones[{index}]"
         if zone in given[:index]:

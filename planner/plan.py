@@ -7,7 +7,7 @@ from typing import Any
 
 from planner import sharding
 from planner.cloud_choice import EXISTING
-from planner.config import ModelConfig, ParsedStack, parse_stack
+from planner.config import ModelConfig
 from planner.config_problems import Finding
 from planner.engine_key import EngineSpec, engine_spec
 from planner.errors import PlanError, Problem
@@ -16,6 +16,7 @@ from planner.fleet import CloudPlan, ServingPlan
 from planner.gpus import gpus
 from planner.memory import GIB, RankMemory, rank_memory
 from planner.model import ModelFacts
+from planner.parsing import ParsedStack, parse_stack
 from planner.site import plan_site
 from planner.sources import facts_of, fingerprint
 from planner.stack_file import read_stack_file
@@ -117,7 +118,7 @@ def _plan(parsed: ParsedStack, base_dir: Path) -> FleetPlan:
         # An existing cluster that is not named is a laptop's stack: there is nothing to deploy to.
         where = plan_site if parsed.site.cloud != EXISTING else plan_existing if parsed.site.existing else None
         site, found = where(parsed, plans) if where else (None, [])
-        problems += found
+        problems += parsed.judged(found)
     if problems or parsed.site is None:
         raise PlanError(problems)
     if site is None:

@@ -3,23 +3,26 @@
 import ipaddress
 from collections.abc import Iterator
 
-from planner.clouds import CloudFacts
-from planner.clouds.facts import version_of
-from planner.config import ParsedStack, SiteConfig
+from planner.clouds import CLOUDS, CloudFacts
+from planner.clouds.facts import Sizes, version_of
+from planner.config import SiteConfig
 from planner.config_problems import Finding
 from planner.errors import Problem, did_you_mean, shown
-from planner.instances import regions
+from planner.instances import instances, offering, regions
 from planner.instances import zones as instance_zones
 from planner.network import NETWORK_RANGES
+from planner.parsing import ParsedStack
+from planner.versions import OLDEST_KUBERNETES
 
 
-def settings_problems(parsed: ParsedStack, config: SiteConfig, cloud: CloudFacts) -> list[Problem]:
-    """All of it, by key."""
+def settings_problems(parsed: ParsedStack, config: SiteConfig, cloud: CloudFacts, *, needed_gib: int) -> list[Problem]:
+    """All of it, by key; weights and engines take `needed_gib` of the file system."""
     found = [
-        *_region(config),
+        *_region(parsed, config),
+        *_cluster(config, cloud),
         *_access(config, cloud),
         *_spot_notice(config, cloud),
-        *_file_system(config, cloud),
+        *_file_system(config, cloud, needed_gib),
         *_without_effect(config, cloud),
         *_storage_zone(parsed, config, cloud),
         *_replacements(parsed, config),
@@ -27,12 +30,30 @@ def settings_problems(parsed: ParsedStack, config: SiteConfig, cloud: CloudFacts
     return [Problem(key=key, what=what, consequence=cost, fix=fix) for key, what, cost, fix in found]
 
 
-def _region(config: SiteConfig) -> Iterator[Finding]:
+def _region(parsed: ParsedStack, config: SiteConfig) -> Iterator[Finding]:
     known = regions(config.cloud)
-    if config.region is not None and config.region not in known:
-        what = f"{shown(config.region)} is not a region of {config.cloud} with GPU instances"
-        fix = did_you_mean(config.region, known, f"give one of {', '.join(sorted(known))}")
-        yield "region", what, "nothing could be made there", fix
+    if config.region is None or config.region in known:
+        return
+    types = {name for pool in parsed.pools.values() for name in pool.instance_types}
+    better = ", ".join(offering(config.cloud, types & instances(config.cloud).keys()) or known)
+    elsewhere = [name for name in CLOUDS if config.region in regions(name)]
+    what = f"{shown(config.region)} is not a region of {config.cloud}" + "".join(
+        f", but of {name}" for name in elsewhere
+    )
+    # A region of another cloud is no slip, however alike two names are.
+    fix = f"give one of {better}" if elsewhere else did_you_mean(config.region, known, f"give one of {better}")
+    yield "region", what, "nothing could be made there", fix
+
+
+def _cluster(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
+    version, nodes = config.cluster.kubernetes_version, config.cluster.system_instance_type
+    if version_of(version) < OLDEST_KUBERNETES:
+        cost = "it would drop or refuse fields that pods rely on"
+        fix = f"give '{'.'.join(map(str, OLDEST_KUBERNETES))}' or newer, or leave it out"
+        yield "cluster.kubernetes_version", f"{version} is too old", cost, fix
+    if nodes is not None and not cloud.instance_type.fullmatch(nodes):
+        what, cost = f"{shown(nodes)} is no instance type of {config.cloud}", "the system nodes would be refused"
+        yield "cluster.system_instance_type", what, cost, f"give one like {cloud.system_instance_type}, or leave it out"
 
 
 def _access(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
@@ -83,24 +104,45 @@ def _spot_notice(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
     yield "cluster.spot_notice_seconds", what, cost, f"give {listed}{newer}, or leave it out"
 
 
-def _file_system(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:
-    storage, facts = config.storage, cloud.lustre
-    refused = "the file system would be refused"
-    if storage.shared == "lustre":
-        tier = cloud.lustre_tier(storage)
-        sizes, capacity = facts.tiers.get(tier), cloud.lustre_gib(storage)
-        if sizes is None:
-            listed = ", ".join(map(str, facts.tiers))
-            what = f"{tier}, which {facts.name} does not have"
-            yield "storage.lustre_throughput_mb_s_per_tib", what, refused, f"give one of {listed}"
-        elif not sizes.offers(capacity):
-            what = f"{capacity}, and {facts.name} grows from {sizes.smallest} in steps of {sizes.step} GiB"
-            what += f" to {sizes.largest}" if capacity > sizes.largest else ""
-            yield "storage.lustre_capacity_gib", what, refused, f"give {sizes.at_least(capacity)}"
-    elif cloud.nfs.sizes and not cloud.nfs.sizes.offers(capacity := cloud.nfs_gib(storage) or 0):
-        sizes = cloud.nfs.sizes
-        what = f"{capacity}, and {cloud.nfs.name} has {sizes.smallest} to {sizes.largest} GiB in steps of {sizes.step}"
-        yield "storage.nfs_capacity_gib", what, refused, f"give {sizes.at_least(capacity)}"
+def _file_system(config: SiteConfig, cloud: CloudFacts, needed_gib: int) -> Iterator[Finding]:
+    storage = config.storage
+    if storage.shared == "nfs":
+        yield from _capacity("nfs_capacity_gib", cloud.nfs_gib(storage), cloud.nfs.sizes, cloud.nfs.name, needed_gib)
+        return
+    tier, lustre = cloud.lustre_tier(storage), cloud.lustre
+    if tier not in lustre.tiers:
+        what, fix = (
+            f"{tier}, which {lustre.name} does not have",
+            f"give one of {', '.join(map(str, sorted(lustre.tiers)))}",
+        )
+        yield "storage.lustre_throughput_mb_s_per_tib", what, _REFUSED, fix
+    else:
+        sizes = lustre.tiers[tier]
+        yield from _capacity("lustre_capacity_gib", cloud.lustre_gib(storage), sizes, lustre.name, needed_gib)
+
+
+_REFUSED = "the file system would be refused"
+
+
+def _capacity(field: str, gib: int | None, sizes: Sizes | None, name: str, needed: int) -> Iterator[Finding]:
+    """One that is not sold, or in which weights and engines have no room; one that grows by itself is neither."""
+    if sizes is None or gib is None:
+        return
+    if sizes.offers(gib) and needed <= gib:
+        return
+    what, cost = (
+        f"{gib}, and weights and engines take {needed:,} (estimate)",
+        "the disk would be full after hours of download and conversion",
+    )
+    if not sizes.offers(gib):
+        what, cost = f"{gib}, and {name} has {sizes.smallest} to {sizes.largest} GiB in steps of {sizes.step}", _REFUSED
+    fix = f"give {sizes.at_least(max(gib, needed))}"
+    if needed > sizes.largest:
+        apart = "another stack to some of the models"
+        fix = f"more than {sizes.largest:,} is not sold: give " + (
+            apart if field.startswith("lustre") else f"`shared: lustre`, or {apart}"
+        )
+    yield f"storage.{field}", what, cost, fix
 
 
 def _without_effect(config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from planner import serving
 from planner.clouds import CloudFacts, cloud_facts
-from planner.config import ParsedStack, SiteConfig
+from planner.config import ModelConfig, SiteConfig
 from planner.errors import Problem, shown
 from planner.fleet import CloudPlan, NetworkPlan, PoolPlan, ServingPlan, SpotNotice, StoragePlan
 from planner.memory import GIB
 from planner.network import address_problems, plan_network
+from planner.parsing import ParsedStack
 from planner.pools import CheckedPool, check_pool, fast_types, nodes_needed, plan_pool
 from planner.pricing import estimate_cost, quota_needs
 from planner.settings import settings_problems
@@ -38,7 +39,7 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
     assert config is not None
     cloud = cloud_facts(config.cloud)
     notice = _notice(config, cloud)
-    problems = [*settings_problems(parsed, config, cloud), *_sources(models)]
+    problems = [*settings_problems(parsed, config, cloud, needed_gib=_needed_gib(models)), *_sources(parsed.models)]
     network, found = _network(config)
     problems += found
     checked, found = _checked_pools(parsed, config, cloud)
@@ -70,7 +71,7 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
             plans[index] = serving.plan_serving(
                 model.config, model.memory, nodes=model.nodes, pool=plan, rate=rate, notice=notice
             )
-    problems += [*_slow_storage(config, plans, models, cloud), *_small_storage(config, models, cloud)]
+    problems += _slow_storage(config, plans, models, cloud)
     wanted = {name: nodes_needed(plan, _demands(plan, plans)) for name, plan in pools.items()}
     warnings = {
         index: tuple(
@@ -159,16 +160,16 @@ def _checked_pools(
     return checked, problems
 
 
-def _sources(models: Mapping[int, "ModelPlan"]) -> list[Problem]:
+def _sources(models: Mapping[int, ModelConfig]) -> list[Problem]:
     return [
         Problem(
             key=f"models[{index}].source",
-            what=f"{shown(model.config.source)} is not reachable from a pod",
+            what=f"{shown(model.source)} is not reachable from a pod",
             consequence="the engine's build would find no weights",
             fix="give hf://ORG/NAME, or upload it to the stack's bucket and give bucket://PREFIX",
         )
         for index, model in models.items()
-        if not model.config.source.startswith(("hf://", "bucket://"))
+        if not model.source.startswith(("hf://", "bucket://"))
     ]
 
 
@@ -196,29 +197,13 @@ def _slow_storage(
     ]
 
 
-def _small_storage(config: SiteConfig, models: Mapping[int, "ModelPlan"], cloud: CloudFacts) -> list[Problem]:
-    lustre = config.storage.shared == "lustre"
-    sold = cloud.lustre.tiers.get(cloud.lustre_tier(config.storage)) if lustre else cloud.nfs.sizes
-    capacity = cloud.lustre_gib(config.storage) if lustre else cloud.nfs_gib(config.storage)
-    if sold is None or capacity is None:
-        return []
+def _needed_gib(models: Mapping[int, "ModelPlan"]) -> int:
+    """What weights and engines take of the shared file system: an estimate."""
     sizes = {index: sum(rank.weights_bytes for rank in model.memory) for index, model in models.items()}
     weights = {(models[index].config.source, models[index].config.revision): size for index, size in sizes.items()}
     # A build converts the checkpoint first, and both lie there until the engine is published; the LLM API's is small.
     engines = {models[i].engine.id: 2 * size for i, size in sizes.items() if models[i].config.backend == "tensorrt"}
-    needed = math.ceil((sum(weights.values()) + sum(engines.values())) / GIB)
-    if needed <= capacity:
-        return []
-    apart = "another stack to some of the models"
-    most = f"more than {sold.largest:,} is not sold: give {apart if lustre else f'`shared: lustre`, or {apart}'}"
-    return [
-        Problem(
-            key=f"storage.{'lustre' if lustre else 'nfs'}_capacity_gib",
-            what=f"{capacity}, and weights and engines take {needed:,} (estimate)",
-            consequence="the disk would be full after hours of download and conversion",
-            fix=f"give at least {sold.at_least(needed)}" if needed <= sold.largest else most,
-        )
-    ]
+    return math.ceil((sum(weights.values()) + sum(engines.values())) / GIB)
 
 
 def _demands(pool: PoolPlan, plans: Mapping[int, ServingPlan]) -> Sequence[tuple[int, int]]:
@@ -247,9 +232,10 @@ def _apart(parsed: ParsedStack, pools: Mapping[str, PoolPlan]) -> list[Problem]:
     problems: list[Problem] = []
     for index, pool in parsed.pools.items():
         plan = pools.get(pool.name)
-        if plan is None or plan.fabric is None or not plan.fabric.one_zone:
+        zones = plan.node_groups[0].zones if plan else ()
+        if plan is None or plan.fabric is None or not plan.fabric.one_zone or not zones:
             continue
-        zone, kind = plan.node_groups[0].zones[0], plan.fabric.kind
+        zone, kind = zones[0], plan.fabric.kind
         where, name = first.setdefault(kind, (zone, pool.name))
         if where != zone:
             problems.append(

@@ -7,8 +7,9 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning
 
-from planner.config import NAMESPACE, StackConfig, parse_stack, stack_from_mapping
+from planner.config import NAMESPACE, StackConfig
 from planner.errors import PlanError, Problem, did_you_mean, shown
+from planner.parsing import parse_stack, stack_from_mapping
 from planner.untyped import as_mapping
 
 MAX_STACK_FILE_BYTES = 128 << 10

@@ -31,6 +31,9 @@ TRITON_IMAGE: Final = Image(
     python="3.12.3",
 )
 
+OLDEST_KUBERNETES: Final = (1, 31)
+"""Pods rely on matchLabelKeys of pod affinity and on unhealthyPodEvictionPolicy: on by default since this version."""
+
 LEADER_WORKER_SET: Final = "0.10.0"
 """Chart and CRD of LeaderWorkerSet."""
 

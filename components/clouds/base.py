@@ -84,8 +84,8 @@ class Cloud(pulumi.ComponentResource, ABC):
     """A cluster made from a plan. `kubeconfig` is secret; `kubernetes` is the provider that its objects must be given.
 
     `context` is the one to use in the kubeconfig, None for its current one. Charts whose pods must run depend on
-    `nodes`. `bucket` is the model bucket's name, None where there is none. `mirrors` maps a public image registry to
-    the one that caches it for this cluster; it is empty where nothing is cached.
+    `nodes`. `bucket` is the model bucket's name or URL, None where there is none. `mirrors` maps a public image
+    registry to the one that caches it for this cluster; it is empty where nothing is cached.
     """
 
     kubeconfig: pulumi.Output[str]

@@ -7,6 +7,7 @@ import pulumi
 from pulumi_kubernetes.core.v1 import Namespace, ResourceQuota, ResourceQuotaSpecArgs
 from pulumi_kubernetes.meta.v1 import LabelSelectorArgs, ObjectMetaArgs
 from pulumi_kubernetes.networking.v1 import (
+    IPBlockArgs,
     NetworkPolicy,
     NetworkPolicyEgressRuleArgs,
     NetworkPolicyIngressRuleArgs,
@@ -25,6 +26,8 @@ NODES = "tritonfleet-nodes"
 METRICS_LABEL = "tritonfleet.io/metrics"
 """Namespaces that carry it, with the value true, may read the models' metrics."""
 METRICS_PORT = 8002
+NODE_LOCAL_DNS = "169.254.20.10"
+"""Where NodeLocal DNSCache listens on each node: Kubernetes documentation, "Using NodeLocal DNSCache"."""
 
 # Pods without a GPU (downloads, a frontend, a debugging shell) and claims of models that have no replica now.
 _SPARE = 20
@@ -112,9 +115,11 @@ def serving_rules(
                     to=[
                         NetworkPolicyPeerArgs(
                             namespace_selector=_labelled({"kubernetes.io/metadata.name": "kube-system"}),
-                            pod_selector=_labelled({"k8s-app": "kube-dns"}),
+                            pod_selector=_labelled({"k8s-app": app}),
                         )
-                    ],
+                        for app in ("kube-dns", "node-local-dns")
+                    ]
+                    + [NetworkPolicyPeerArgs(ip_block=IPBlockArgs(cidr=f"{NODE_LOCAL_DNS}/32"))],
                     ports=[NetworkPolicyPortArgs(port=53, protocol=protocol) for protocol in ("UDP", "TCP")],
                 )
             ],

@@ -79,7 +79,9 @@ class Platform(pulumi.ComponentResource):
         locked = [pool.name for pool in plan.pools if pool.fabric and pool.fabric.raise_memlock]
         if locked:
             space = pulumi.ResourceOptions(parent=self, depends_on=[spaces[NODES]])
-            Memlock(f"{name}-memlock", MemlockArgs(namespace=NODES, pools=locked, mirrors=cloud.mirrors), space)
+            ready.append(
+                Memlock(f"{name}-memlock", MemlockArgs(namespace=NODES, pools=locked, mirrors=cloud.mirrors), space)
+            )
         self.namespace = SERVING
         self.ready = ready
         self.register_outputs({"namespace": SERVING})

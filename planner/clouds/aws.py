@@ -22,6 +22,7 @@ FACTS = CloudFacts(
     title="EKS",
     brings=frozenset(),
     system_instance_type="m7i.large",
+    instance_type=re.compile(r"[a-z][-a-z0-9]*\.[-a-z0-9]+"),
     # Cluster Autoscaler, cloudprovider/aws, GPULabel: a node that has it and no GPU yet is still starting.
     gpu_labels={"k8s.amazonaws.com/accelerator": "{gpu}"},
     identity="IRSA, or EKS Pod Identity",
@@ -115,6 +116,7 @@ FACTS = CloudFacts(
         zonal_subnets=True,
         zone_hint="network: {zones: [use1-az1, use1-az2, use1-az4]}",
         # EKS User Guide, "Subnet requirements for clusters".
+        fewest_zones=2,
         refused_zones=("use1-az3", "usw1-az2", "cac1-az3"),
         id=re.compile(r"vpc-([0-9a-f]{8}|[0-9a-f]{17})"),
         subnet_id=re.compile(r"subnet-([0-9a-f]{8}|[0-9a-f]{17})"),

@@ -23,6 +23,7 @@ FACTS = CloudFacts(
     # Both run in AKS's own control plane or on its system nodes, and cannot be left out.
     brings=frozenset({"cluster-autoscaler", "metrics-server"}),
     system_instance_type="Standard_D4ds_v5",
+    instance_type=re.compile(r"Standard_\w+"),
     # AKS labels GPU nodes itself (kubernetes.azure.com/accelerator), and refuses labels of that prefix from others.
     gpu_labels={},
     identity="Microsoft Entra Workload ID",
@@ -105,6 +106,7 @@ FACTS = CloudFacts(
             (("Standard_ND96amsr_A100",), "Standard NDAMSv4_A100Family"),
             (("Standard_ND96isr_H100",), "standardNDSH100v5Family"),
             (("Standard_ND96isr_H200",), "standardNDISRH200V5Family"),
+            (("Standard_ND128isr_NDR_GB200",), "standardNDISRGB200V6NDRFamily"),
         ),
         "spot": ((("Standard_",), "Total Regional Spot vCPUs"),),
     },
@@ -166,11 +168,11 @@ FACTS = CloudFacts(
         ),
         "pools[].queued": Unsupported(
             reason="AKS has no queue that grants several nodes at once",
-            instead="give a capacity reservation group (`reserved`)",
+            instead="give spot and on-demand, or a reservation group (`reserved`) where Azure reserves the type",
         ),
         "pools[].capacity=flex-start": Unsupported(
             reason="Azure has no queue that starts nodes when there is capacity",
-            instead="give spot and on-demand, or a capacity reservation group (`reserved`)",
+            instead="give spot and on-demand, or a reservation group (`reserved`) where Azure reserves the type",
         ),
     },
 )

@@ -90,10 +90,10 @@ class NetworkFacts:
     """What the cloud allows of a network; lengths are CIDR prefix lengths, `largest` the shortest of them.
 
     `smallest` is of a network made elsewhere, and of any where subnets do not lie in zones; `*_subnet` are of subnets
-    in zones.
+    in zones. The control plane wants `fewest_zones`, and refuses `refused_zones`.
 
     A node holds up to `addresses_per_node` addresses: of its zone's subnet where subnets lie in zones
-    (`zonal_subnets`), else of one range for the pods of all nodes. The control plane refuses `refused_zones`.
+    (`zonal_subnets`), else of one range for the pods of all nodes.
     """
 
     name: str
@@ -106,6 +106,7 @@ class NetworkFacts:
     zone_hint: str
     smallest_subnet: int = 0
     reserved_per_subnet: int = 0
+    fewest_zones: int = 1
     refused_zones: tuple[str, ...] = ()
     id: re.Pattern[str] = re.compile("(?!)")
     subnet_id: re.Pattern[str] = re.compile("(?!)")
@@ -156,7 +157,8 @@ class Unsupported:
 class CloudFacts:
     """One cloud.
 
-    `identity` says in words how pods become somebody in the cloud, and `bucket` how they read the model bucket.
+    Names of instance types, with GPUs or without, look like `instance_type`. `identity` says in words how pods become
+    somebody in the cloud, and `bucket` how they read the model bucket.
     `mixed_types` says that one node group can have several instance types. `brings` are platform parts that the cloud
     runs itself ("gpu-operator", "cluster-autoscaler", "metrics-server"). `gpu_labels` are on nodes with whole GPUs;
     {gpu} is the GPU's name. `pool_label` is a label of the cloud's whose value is the pool's name and by which the
@@ -174,6 +176,7 @@ class CloudFacts:
     title: str
     brings: frozenset[str]
     system_instance_type: str
+    instance_type: re.Pattern[str]
     gpu_labels: Mapping[str, str]
     identity: str
     bucket: str

@@ -36,16 +36,18 @@ FACTS = CloudFacts(
     bucket="Cloud Storage, by the Cloud Storage FUSE CSI driver",
     # It is in every zone, and takes disks of every kind but Hyperdisk.
     system_instance_type="e2-standard-4",
+    instance_type=re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+"),
     # GKE labels nodes with cloud.google.com/gke-accelerator itself, and its autoscaler knows nodes of its own.
     gpu_labels={},
     gpu_runtime_class=None,
     # Compute Engine documentation, "Persistent Disk": 64 TiB.
     largest_disk_gib=65_536,
     mixed_types=False,
-    # GKE API, NodePool.name: at most 40 characters, of which `-flex-start` takes eleven.
+    # GKE API, NodePool.name: at most 40 characters, of which `-flex-start` takes eleven. A pool's compute class has its
+    # name, and GKE brings `autopilot` and `autopilot-spot` (GKE documentation, "About built-in ComputeClasses").
     pool_name=NameRule(
-        pattern=re.compile(r"[a-z]([-a-z0-9]{0,18}[a-z0-9])?"),
-        words="lower-case letters, digits and hyphens, at most 20",
+        pattern=re.compile(r"(?!autopilot)[a-z]([-a-z0-9]{0,18}[a-z0-9])?"),
+        words="lower-case letters, digits and hyphens, at most 20, not beginning with autopilot, as GKE's own",
         example="h100",
     ),
     # GKE documentation, "About custom compute classes": the label and the taint of node pools that a class orders.
@@ -130,8 +132,9 @@ FACTS = CloudFacts(
         client_gbit_s=100,
         source="Managed Lustre documentation, performance tiers; one client: half of a gVNIC",
     ),
-    # Compute Engine documentation, "A3 High machine types": fewer than eight GPUs come as Spot or Flex-start alone.
-    no_on_demand=("a3-highgpu-1g", "a3-highgpu-2g", "a3-highgpu-4g"),
+    # Compute Engine documentation, "Accelerator-optimized machine family", consumption options by machine type: Spot,
+    # Flex-start and, of the machines with eight GPUs, reservations are the only ways to these.
+    no_on_demand=("a3-highgpu-1g", "a3-highgpu-2g", "a3-highgpu-4g", "a3-ultragpu-", "a4-"),
     required={"gcp.project": "give the project's id: `gcp: {project: my-project}`"},
     unsupported={
         "network.existing": Unsupported(
@@ -153,7 +156,7 @@ FACTS = CloudFacts(
         "pools[].queued": Unsupported(
             reason="queued nodes come by ProvisioningRequests, which nothing makes for pods that serve, and they "
             "cannot be spot",
-            instead="give capacity [spot, flex-start, on-demand] without it",
+            instead="give capacity [spot, flex-start] without it: flex-start waits for nodes too",
         ),
     },
 )

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from planner.config import ModelConfig, stack_from_mapping
+from planner.config import ModelConfig
 from planner.model import ModelFacts, facts_from_hf
+from planner.parsing import stack_from_mapping
 from planner.plan import ModelPlan, plan_values, resolve
 from planner.sources import KNOWN_MODELS
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from sample_models import GPU, LOCAL, stack
 
-from planner.config import stack_from_mapping
 from planner.errors import PlanError, Problem
+from planner.parsing import stack_from_mapping
 from planner.stack_file import load_stack
 
 

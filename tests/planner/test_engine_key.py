@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from sample_models import GPU, LOCAL, planned, stack
 
 from planner import versions
-from planner.config import BuildFlags, ModelConfig, QuantizationConfig, ServingConfig, stack_from_mapping
+from planner.config import BuildFlags, ModelConfig, QuantizationConfig, ServingConfig
 from planner.engine_key import engine_spec, key_id
+from planner.parsing import stack_from_mapping
 from planner.plan import ModelPlan
 
 CPU_KEY: dict[str, Any] = {

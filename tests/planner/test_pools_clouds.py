@@ -15,7 +15,8 @@ from planner.fleet import PoolPlan
 from planner.gpus import gpus
 from planner.instances import instances, regions, zones
 from planner.pool_labels import GPU_RESOURCE, NODE_GROUP_LABEL, ZONE_LABEL
-from planner.pools import PRIORITY, check_pool, plan_pool
+from planner.pool_problems import PRIORITY
+from planner.pools import check_pool, plan_pool
 
 RESERVATIONS = {
     "aws": "cr-0123456789abcdef0",

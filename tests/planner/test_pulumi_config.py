@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from planner.config import parse_stack
 from planner.errors import PlanError
+from planner.parsing import parse_stack
 from planner.pulumi_config import SECRET, config_of, values_of
 from planner.stack_file import read_stack_file
 

@@ -39,7 +39,7 @@ def test_every_key_has_one_meaning() -> None:
         ("The stack", "models", ["list of [models[]](#models)", "**required**", "at least 1 of them"]),
         ("The stack", "cluster", ["[cluster](#cluster)", "its defaults", ""]),
         ("The stack", "hugging_face_token", ["secret", "none", ""]),
-        ("network", "zones", ["list of string", "**required**", "2 to 6 of them"]),
+        ("network", "zones", ["list of string", "**required**", "1 to 6 of them"]),
         ("network", "existing", ["[network.existing](#networkexisting)", "none", ""]),
         ("network.existing", "private_subnets", ["mapping", "**required**", ""]),
         ("pools[]", "capacity", [f"list of {CAPACITY}", "`[spot, on-demand]`", "1 to 4 of them"]),

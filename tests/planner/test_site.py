@@ -263,10 +263,10 @@ def test_every_fault_is_told_at_once() -> None:
 
 
 def test_slow_storage_is_refused_until_it_is_accepted() -> None:
-    problem = refused(section("storage", shared="nfs"))["storage.shared"]
+    problem = refused(top(storage={"shared": "nfs"}))["storage.shared"]
     minutes = int(problem.fix.rpartition("accept_load_minutes: ")[2].rstrip("`"))
     assert minutes >= 4
-    accepted = plan(section("storage", shared="nfs", accept_load_minutes=minutes))
+    accepted = plan(top(storage={"shared": "nfs", "accept_load_minutes": minutes}))
     assert accepted.infrastructure is not None
     assert any("loading takes about" in warning for warning in accepted.models[0].warnings)
 

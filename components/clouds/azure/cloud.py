@@ -50,7 +50,13 @@ class Azure(Cloud):
         subscription = self._group.id.apply(lambda id_: id_.split("/")[2])
         keys = Keys(
             f"{name}-keys",
-            KeysArgs(region=plan.region, resource_group=self._group.name, subscription=subscription, keep=keep),
+            KeysArgs(
+                region=plan.region,
+                resource_group=self._group.name,
+                subscription=subscription,
+                keep=keep,
+                lustre=plan.storage.kind == "lustre",
+            ),
             self._child,
         )
         network = Network(
@@ -103,7 +109,7 @@ class Azure(Cloud):
             ),
             self._child,
         )
-        self.bucket = self._storage.bucket.name
+        self.bucket = self._storage.bucket.url
         self._readers = Readers(
             f"{name}-readers",
             ReadersArgs(

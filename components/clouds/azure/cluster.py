@@ -100,8 +100,11 @@ class Cluster(pulumi.ComponentResource):
             disk_encryption_set_id=args.disk_encryption_set_id,
             storage_profile=self._storage_drivers(),
             auto_scaler_profile=_autoscaler(),
+            # AKS upgrading by itself takes control plane and nodes together, which spot pools do not allow, and then
+            # refuses to take one after the other, which is what an edit of the version does (AKS documentation,
+            # "Automatically upgrade a cluster", "Add a Spot node pool").
             auto_upgrade_profile=containerservice.ManagedClusterAutoUpgradeProfileArgs(
-                upgrade_channel="patch", node_os_upgrade_channel="NodeImage"
+                upgrade_channel="none", node_os_upgrade_channel="NodeImage"
             ),
             agent_pool_profiles=[self._system_pool()],
             opts=pulumi.ResourceOptions(
@@ -115,7 +118,7 @@ class Cluster(pulumi.ComponentResource):
                 delete_before_replace=True,
             ),
         )
-        self._upgrade_windows()
+        self._image_window()
         self.issuer = computed(
             self.resource,
             self.resource.oidc_issuer_profile,
@@ -144,8 +147,8 @@ class Cluster(pulumi.ComponentResource):
     ) -> list[authorization.RoleAssignment]:
         """All that the control plane may do outside the resource group of its nodes, which is its own."""
         args = self._args
-        groups = {
-            group.reservation for pool in args.plan.pools for group in pool.node_groups if group.reservation is not None
+        reserved = {
+            group.reservation: pool.name for pool in args.plan.pools for group in pool.node_groups if group.reservation
         }
         wanted: list[tuple[str, Role, pulumi.Input[str]]] = [
             # Nodes join the network, and a private API has its endpoint there (AKS documentation, "Use managed
@@ -153,7 +156,7 @@ class Cluster(pulumi.ComponentResource):
             ("network", Role.NETWORK_CONTRIBUTOR, args.network.id),
             ("kubelet", Role.IDENTITY_OPERATOR, kubelet.id),
             ("disks", Role.READER, args.disk_encryption_set_id),
-            *((f"reservation-{group.rpartition('/')[2]}", Role.CONTRIBUTOR, group) for group in sorted(groups)),
+            *((f"reservation-{pool}", Role.CONTRIBUTOR, group) for group, pool in sorted(reserved.items())),
         ]
         return [
             assign(
@@ -229,24 +232,24 @@ class Cluster(pulumi.ComponentResource):
             security_profile=containerservice.AgentPoolSecurityProfileArgs(ssh_access="Disabled"),
         )
 
-    def _upgrade_windows(self) -> None:
-        """When AKS may upgrade by itself: a node's new image drains it, and that restarts a whole group."""
-        for config in ("aksManagedAutoUpgradeSchedule", "aksManagedNodeOSUpgradeSchedule"):
-            containerservice.MaintenanceConfiguration(
-                f"{self._prefix}-{config}",
-                config_name=config,
-                resource_group_name=self._args.resource_group,
-                resource_name_=self.resource.name,
-                maintenance_window=containerservice.MaintenanceWindowArgs(
-                    schedule=containerservice.ScheduleArgs(
-                        weekly=containerservice.WeeklyScheduleArgs(day_of_week="Sunday", interval_weeks=1)
-                    ),
-                    start_time="02:00",
-                    utc_offset="+00:00",
-                    duration_hours=6,
+    def _image_window(self) -> None:
+        """When nodes may get new images: that drains them, and restarts a whole group."""
+        config = "aksManagedNodeOSUpgradeSchedule"
+        containerservice.MaintenanceConfiguration(
+            f"{self._prefix}-{config}",
+            config_name=config,
+            resource_group_name=self._args.resource_group,
+            resource_name_=self.resource.name,
+            maintenance_window=containerservice.MaintenanceWindowArgs(
+                schedule=containerservice.ScheduleArgs(
+                    weekly=containerservice.WeeklyScheduleArgs(day_of_week="Sunday", interval_weeks=1)
                 ),
-                opts=pulumi.ResourceOptions(parent=self),
-            )
+                start_time="02:00",
+                utc_offset="+00:00",
+                duration_hours=6,
+            ),
+            opts=pulumi.ResourceOptions(parent=self),
+        )
 
 
 def zone_numbers(zones: Sequence[str]) -> list[str] | None:

@@ -5,13 +5,11 @@ import re
 from dataclasses import dataclass
 
 import pulumi
-from pulumi_azure_native import authorization, managedidentity
+from pulumi_azure_native import managedidentity
 
+from components.clouds.azure.roles import Role, assign
 from components.clouds.azure.storage import Bucket
 from components.clouds.base import Identity
-
-_BLOB_DATA_READER = "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1"
-"""Storage Blob Data Reader (Azure built-in roles)."""
 
 _BLOBS = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs"
 
@@ -79,17 +77,13 @@ class Readers(pulumi.ComponentResource):
             identity = managedidentity.UserAssignedIdentity(
                 name, resource_group_name=args.resource_group, location=args.region, opts=self._child
             )
-            role = f"providers/Microsoft.Authorization/roleDefinitions/{_BLOB_DATA_READER}"
-            right = authorization.RoleAssignment(
+            right = assign(
                 name,
+                Role.BLOB_READER,
+                identity.principal_id,
                 scope=args.bucket.id,
-                role_definition_id=pulumi.Output.concat("/subscriptions/", args.subscription, "/", role),
-                principal_id=identity.principal_id,
-                # Otherwise Azure looks the identity up, before its directory has heard of it everywhere.
-                principal_type=authorization.PrincipalType.SERVICE_PRINCIPAL,
-                description=f"Reading {prefix}/",
+                subscription=args.subscription,
                 condition=_below(prefix),
-                condition_version="2.0",
                 opts=self._child,
             )
             self._readers[prefix] = _Reader(identity=identity, right=right, last=identity)

@@ -22,12 +22,14 @@ _ROTATION = keyvault.RotationPolicyArgs(
 
 @dataclass(frozen=True, kw_only=True)
 class KeysArgs:
-    """`keep` keeps the keys when the stack is destroyed: what they encrypt is kept too, and worth nothing without."""
+    """`keep` keeps the keys when the stack is destroyed: what they encrypt is kept too, and worth nothing without.
+    `lustre` says that a Lustre file system is among it."""
 
     region: str
     resource_group: pulumi.Input[str]
     subscription: pulumi.Input[str]
     keep: bool
+    lustre: bool
 
 
 class Keys(pulumi.ComponentResource):
@@ -67,8 +69,10 @@ class Keys(pulumi.ComponentResource):
                 enable_soft_delete=True,
                 enable_purge_protection=True,
                 soft_delete_retention_in_days=90,
-                # Storage, disks and Lustre are trusted services, and come past this.
-                public_network_access="Disabled",
+                # Storage, disks and Lustre are trusted services, and come past both. Lustre takes no vault whose public
+                # endpoint is off (Azure Managed Lustre documentation, "Use customer-managed encryption keys"): there,
+                # the rules below turn everybody else away.
+                public_network_access="Enabled" if args.lustre else "Disabled",
                 network_acls=keyvault.NetworkRuleSetArgs(bypass="AzureServices", default_action="Deny"),
             ),
             opts=self._kept,

@@ -52,7 +52,8 @@ class Network(pulumi.ComponentResource):
         cluster = self._group("nodes", [_allow("cluster", 100, pods, pods)], kept=False)
         # The file system's servers talk to one another; peered networks have no business with either.
         inside = [subnet.private_cidr, subnet.public_cidr]
-        closed = self._group("storage", [_allow("cluster", 100, inside, [subnet.public_cidr]), _DENY], kept=args.kept)
+        rules = [_allow("cluster", 100, inside, [subnet.public_cidr]), _monitor(str(lustre)), _DENY]
+        closed = self._group("storage", rules, kept=args.kept)
         nodes = self._subnet("nodes", subnet.private_cidr, cluster, gateway, after=None, kept=False)
         ends = self._subnet("endpoints", str(endpoints), closed, None, after=nodes, kept=False)
         # Its servers report to Azure, and so have the way out too.
@@ -134,6 +135,22 @@ def _allow(name: str, priority: int, sources: list[str], targets: list[str]) -> 
         source_address_prefixes=sources,
         source_port_range="*",
         destination_address_prefixes=targets,
+        destination_port_range="*",
+    )
+
+
+def _monitor(servers: str) -> network.SecurityRuleArgs:
+    """What Lustre's servers are watched by (Azure Managed Lustre documentation, "Configure a network security
+    group")."""
+    return network.SecurityRuleArgs(
+        name="monitor",
+        priority=110,
+        access="Allow",
+        direction="Inbound",
+        protocol="Tcp",
+        source_address_prefix="AzureMonitor",
+        source_port_range="443",
+        destination_address_prefix=servers,
         destination_port_range="*",
     )
 

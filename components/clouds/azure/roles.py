@@ -9,6 +9,7 @@ from pulumi_azure_native import authorization
 class Role(StrEnum):
     """Ids of built-in roles (Azure documentation, "Azure built-in roles")."""
 
+    BLOB_READER = "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1"  # Storage Blob Data Reader
     CONTRIBUTOR = "b24988ac-6180-42a0-ab88-20f7382dd24c"
     IDENTITY_OPERATOR = "f1a07417-d97a-45cb-824c-7a7467783830"
     KEY_USER = "e147488a-f6f5-4113-8e2d-b22465e65bf6"  # Key Vault Crypto Service Encryption User
@@ -23,9 +24,10 @@ def assign(
     *,
     scope: pulumi.Input[str],
     subscription: pulumi.Input[str],
+    condition: str | None = None,
     opts: pulumi.ResourceOptions,
 ) -> authorization.RoleAssignment:
-    """Gives a managed identity a role on one resource."""
+    """Gives a managed identity a role on one resource, as far as `condition` goes."""
     definitions = "/providers/Microsoft.Authorization/roleDefinitions/"
     return authorization.RoleAssignment(
         name,
@@ -34,5 +36,7 @@ def assign(
         principal_id=principal,
         # Without it Azure looks the identity up in its directory, which does not know a new one yet.
         principal_type="ServicePrincipal",
+        condition=condition,
+        condition_version="2.0" if condition else None,
         opts=opts,
     )

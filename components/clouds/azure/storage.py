@@ -48,11 +48,13 @@ class StorageArgs:
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """The model bucket: the container `name` of a storage account. `id` is the container's full one."""
+    """The model bucket: the container `name` of a storage account. `id` is the container's full one, and whoever fills
+    it goes to `url`."""
 
     account: pulumi.Output[str]
     name: pulumi.Output[str]
     id: pulumi.Output[str]
+    url: pulumi.Output[str]
     ready: Sequence[pulumi.Resource]
 
 
@@ -88,7 +90,7 @@ class Storage(pulumi.ComponentResource):
         )
         self.bucket = self._bucket()
         self.files = self._nfs() if args.plan.kind == "nfs" else self._lustre()
-        self.register_outputs({"bucket": self.bucket.name})
+        self.register_outputs({"bucket": self.bucket.url})
 
     def _bucket(self) -> Bucket:
         name, group = self._prefix, self._args.resource_group
@@ -112,7 +114,8 @@ class Storage(pulumi.ComponentResource):
             opts=self._data,
         )
         ready = [container, *self._private_endpoint("models", account, "blob")]
-        return Bucket(account=account.name, name=container.name, id=container.id, ready=ready)
+        url = pulumi.Output.concat("https://", account.name, ".blob.core.windows.net/", container.name)
+        return Bucket(account=account.name, name=container.name, id=container.id, url=url, ready=ready)
 
     def _nfs(self) -> SharedFiles:
         account = self._account("files", "FileStorage", "Premium", ())

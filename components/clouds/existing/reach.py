@@ -15,9 +15,7 @@ from planner.cloud_config import ExistingConfig
 from planner.config_problems import Finding
 from planner.errors import Problem, did_you_mean, shown
 from planner.untyped import as_list, as_mapping
-
-OLDEST = (1, 31)
-"""Pods rely on matchLabelKeys of pod affinity and on unhealthyPodEvictionPolicy: on by default since this version."""
+from planner.versions import OLDEST_KUBERNETES
 
 ONE_NODE_PROVISIONERS = frozenset(
     {"rancher.io/local-path", "ebs.csi.aws.com", "pd.csi.storage.gke.io", "disk.csi.azure.com"}
@@ -98,8 +96,8 @@ def _of_version(existing: ExistingConfig, api: client.ApiClient) -> Iterator[Fin
     found = client.VersionApi(api).get_code(_request_timeout=_SECONDS)
     # Some clouds put a + after the minor version.
     version = (int(found.major), int(found.minor.rstrip("+")))
-    if version < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
+    if version < OLDEST_KUBERNETES:
+        oldest = ".".join(map(str, OLDEST_KUBERNETES))
         what = f"the cluster of {_named(existing)} has Kubernetes {found.major}.{found.minor}"
         cost = f"it would drop or refuse fields that pods rely on, which came with {oldest}"
         yield "context", what, cost, f"use a cluster of {oldest} or newer"

@@ -87,8 +87,11 @@ class Cluster(pulumi.ComponentResource):
             datapath_provider="ADVANCED_DATAPATH",
             # Of use to pods over RDMA or GPUDirect alone, but a cluster cannot be given it later.
             enable_multi_networking=True,
-            # Network policies let pods ask kube-dns, and nothing that stands before it.
+            # Network policies let pods ask kube-dns, and nothing that stands before it. NodeLocal DNSCache, which new
+            # clusters have otherwise, would (GKE documentation, "Set up NodeLocal DNSCache").
             dns_config=container.ClusterDnsConfigArgs(cluster_dns="KUBE_DNS"),
+            # No range for the control plane: it is connected by Private Service Connect, and calls webhooks by way of
+            # nodes (konnectivity-agent), where with VPC peering a firewall would let it call port 443 and 10250 alone.
             private_cluster_config=container.ClusterPrivateClusterConfigArgs(
                 enable_private_nodes=True, enable_private_endpoint=not config.api_cidrs
             ),

@@ -13,15 +13,14 @@ from pulumi_gcp.container import NodePoolNetworkConfigAdditionalNodeNetworkConfi
 from pulumi_kubernetes.apiextensions import CustomResource
 from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
 
-from components.clouds.gcp.network import fabric_ranges
+from components.clouds.gcp.network import MTU, fabric_ranges
 from components.labels import LABELS
 from planner.clouds.gcp_fabrics import NETWORKS
 from planner.fleet import CloudPlan
 
 _API = "networking.gke.io/v1"
-# VPC documentation, "Maximum transmission unit": the largest; a page and its headers for GPUDirect-TCPX and TCPXO (GKE
-# documentation, "Maximize GPU network bandwidth").
-_MTU = {"roce": 8896, "tcpx": 8244, "tcpxo": 8244}
+# GPUDirect-TCPX and TCPXO: two pages and their headers (GKE documentation, "Maximize GPU network bandwidth").
+_MTU = {"roce": MTU, "tcpx": 8244, "tcpxo": 8244}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,9 @@ from planner.fleet import NetworkPlan
 PODS, SERVICES = "pods", "services"
 """Names of the subnet's secondary ranges."""
 
+MTU = 8896
+"""The largest that Google has (VPC documentation, "Maximum transmission unit"): weights are read over the network."""
+
 GOOGLE_APIS = "199.36.153.8/30"
 """Of private.googleapis.com (VPC documentation, "Configure Private Google Access")."""
 
@@ -33,12 +36,11 @@ class NetworkArgs:
 
 
 class Network(pulumi.ComponentResource):
-    """Nodes wait for `ways_out`: one that starts before it can reach anything never joins. Whoever uses the range
-    `private_range`, of Google's services, waits for `private_services`."""
+    """Nodes wait for `ways_out`: one that starts before it can reach anything never joins. File systems wait for
+    `private_services`, which lead to them."""
 
     network: compute.Network
     subnet: compute.Subnetwork
-    private_range: compute.GlobalAddress
     private_services: servicenetworking.Connection
     ways_out: Sequence[pulumi.Resource]
 
@@ -47,7 +49,7 @@ class Network(pulumi.ComponentResource):
         self._prefix, self._child = name, pulumi.ResourceOptions(parent=self)
         self._kept = pulumi.ResourceOptions(parent=self, retain_on_delete=args.keep)
         self.network = compute.Network(
-            f"{name}-vpc", auto_create_subnetworks=False, routing_mode="REGIONAL", opts=self._kept
+            f"{name}-vpc", auto_create_subnetworks=False, routing_mode="REGIONAL", mtu=MTU, opts=self._kept
         )
         (planned,) = args.plan.subnets
         self.subnet = compute.Subnetwork(
@@ -120,7 +122,7 @@ class Network(pulumi.ComponentResource):
 
     def _private_services(self, range_: IPv4Network, args: NetworkArgs) -> None:
         name = self._prefix
-        self.private_range = compute.GlobalAddress(
+        given = compute.GlobalAddress(
             f"{name}-services",
             purpose="VPC_PEERING",
             address_type="INTERNAL",
@@ -133,7 +135,7 @@ class Network(pulumi.ComponentResource):
             f"{name}-services",
             network=self.network.id,
             service="servicenetworking.googleapis.com",
-            reserved_peering_ranges=[self.private_range.name],
+            reserved_peering_ranges=[given.name],
             # Google refuses to end it for days after the last file system is gone; it goes with the network.
             deletion_policy="ABANDON",
             opts=self._kept,

@@ -29,7 +29,7 @@ _ACCELERATORS = {
     "a4-highgpu-": "nvidia-b200",
 }
 # Compute Engine documentation, "Hyperdisk": machine series that take no Persistent Disk.
-_HYPERDISK_ONLY = ("a3-ultragpu-", "a4-", "a4x-", "c4", "n4")
+_HYPERDISK_ONLY = ("a3-ultragpu-", "a4-", "c4", "n4")
 _EFFECTS = {"NoSchedule": "NO_SCHEDULE", "PreferNoSchedule": "PREFER_NO_SCHEDULE", "NoExecute": "NO_EXECUTE"}
 _DEFAULT_NOTICE_SECONDS = 30
 
@@ -86,7 +86,7 @@ class GpuPool(pulumi.ComponentResource):
         self.register_outputs({})
 
     def _node_pool(self, pool: PoolPlan, group: NodeGroupPlan) -> container.NodePool:
-        args, queued = self._args, group.capacity == "flex-start"
+        args, flex_start = self._args, group.capacity == "flex-start"
         compact = compact_placement(pool, group)
         return container.NodePool(
             # The pool's name is in the component's already.
@@ -101,10 +101,10 @@ class GpuPool(pulumi.ComponentResource):
                 total_min_node_count=group.min_nodes, total_max_node_count=group.max_nodes, location_policy="ANY"
             ),
             # Flex-start nodes cannot be repaired, only queued for again.
-            management=container.NodePoolManagementArgs(auto_repair=not queued, auto_upgrade=True),
+            management=container.NodePoolManagementArgs(auto_repair=not flex_start, auto_upgrade=True),
             # There are no GPUs to spare for a surge. Flex-start nodes GKE replaces in its own way.
             upgrade_settings=None
-            if queued
+            if flex_start
             else container.NodePoolUpgradeSettingsArgs(strategy="SURGE", max_surge=0, max_unavailable=1),
             placement_policy=container.NodePoolPlacementPolicyArgs(type="COMPACT") if compact else None,
             network_config=container.NodePoolNetworkConfigArgs(
@@ -119,8 +119,7 @@ class GpuPool(pulumi.ComponentResource):
                 protect=guarded(args.plan, f"pools.{pool.name}"),
                 # Two pools of one name cannot be there at the same time.
                 delete_before_replace=True,
-                # The autoscaler's from the first minute.
-                ignore_changes=["initialNodeCount", "nodeCount"],
+                ignore_changes=_ignored(disks=_local_disks(args.plan, pool)),
             ),
         )
 
@@ -131,6 +130,17 @@ def compact_placement(pool: PoolPlan, group: NodeGroupPlan) -> bool:
     if pool.fabric is None or group.capacity == "reserved":
         return False
     return group.capacity != "flex-start" or pool.fabric.kind == "roce"
+
+
+def _local_disks(plan: CloudPlan, pool: PoolPlan) -> int:
+    return round(pool.local_nvme_gb * 1e9 / _LOCAL_SSD_BYTES) if plan.storage.node_cache else 0
+
+
+def _ignored(*, disks: int) -> list[str]:
+    """What GKE says of a pool without having been told: how many nodes it has, which is the autoscaler's to decide, and
+    what it does with disks that a machine always has, which would look like a reason to make the pool anew."""
+    counts = ["initialNodeCount", "nodeCount"]
+    return counts if disks else [*counts, "nodeConfig.ephemeralStorageLocalSsdConfig"]
 
 
 def disk_type(machine_type: str) -> str:
@@ -160,7 +170,7 @@ def _node_config(
     group: NodeGroupPlan | None = None,
 ) -> NodeConfig:
     """A node's; without `pool` and `group`, a system node's."""
-    disks = round(pool.local_nvme_gb * 1e9 / _LOCAL_SSD_BYTES) if pool and args.plan.storage.node_cache else 0
+    disks = _local_disks(args.plan, pool) if pool else 0
     taints = [
         container.NodePoolNodeConfigTaintArgs(key=taint.key, value=taint.value, effect=_EFFECTS[taint.effect])
         for taint in (group.taints if group else ())

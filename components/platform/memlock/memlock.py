@@ -2,8 +2,8 @@
 
 Containers inherit their limits from containerd, whose service file leaves this one at the kernel's 8 MiB on nodes that
 take no service file of ours. The capability IPC_LOCK would not help: a process that is not root never has it. Raised on
-the running containerd, the limit holds for every container that starts from then on. Standard library only; shipped as
-a ConfigMap.
+the running containerd and on its shims, of which each pod has one, the limit holds for every container that starts from
+then on. Standard library only; shipped as a ConfigMap.
 """
 
 import resource
@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-NAME = "containerd"
+# The kernel keeps the first 15 letters of a name: the second is containerd-shim-runc-v2.
+NAMES = ("containerd", "containerd-shim")
 UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 # containerd seldom starts again, and then containers keep running.
 PERIOD_SECONDS = 5
@@ -29,10 +30,10 @@ def main() -> None:
 
 
 def processes() -> Iterator[int]:
-    """Every containerd of the node."""
+    """Every containerd of the node, and every shim."""
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdecimal() and (entry / "comm").read_text().strip() == NAME:
+            if entry.name.isdecimal() and (entry / "comm").read_text().strip() in NAMES:
                 yield int(entry.name)
         except OSError:
             continue  # it has ended
@@ -44,7 +45,7 @@ def raise_limit(pid: int, limit: tuple[int, int]) -> None:
         before = resource.prlimit(pid, resource.RLIMIT_MEMLOCK)
         if before != limit:
             resource.prlimit(pid, resource.RLIMIT_MEMLOCK, limit)
-            print(f"memlock: {NAME} {pid}: {before} -> {limit}", flush=True)
+            print(f"memlock: process {pid}: {before} -> {limit}", flush=True)
     except ProcessLookupError:
         pass  # it has ended
 

@@ -68,9 +68,22 @@ def test_keys_cannot_vanish_and_their_vault_answers_azure_alone() -> None:
     vault = built(STACK).one("Vault").inputs["properties"]
 
     assert vault["enablePurgeProtection"] is vault["enableSoftDelete"] is vault["enableRbacAuthorization"] is True
-    assert vault["publicNetworkAccess"] == "Disabled"
     assert vault["networkAcls"] == {"bypass": "AzureServices", "defaultAction": "Deny"}
     assert len("azure-keys-vault") + 8 <= 24  # Pulumi's suffix, and all that Azure allows
+
+
+def test_the_vaults_public_endpoint_is_on_for_lustre_alone_which_wants_it() -> None:
+    access = {stack: built(stack).one("Vault").inputs["properties"]["publicNetworkAccess"] for stack in (STACK, NFS)}
+
+    assert access == {STACK: "Enabled", NFS: "Disabled"}
+    assert {stack: site(stack).storage.kind for stack in access} == {STACK: "lustre", NFS: "nfs"}
+
+
+def test_the_bucket_is_told_by_where_to_upload() -> None:
+    found: list[object] = []
+    build(site(STACK), (), lambda cloud: cloud.bucket and cloud.bucket.apply(found.append))
+
+    assert found == ["https://fleetmodels-name.blob.core.windows.net/fleet-storage-models-name"]
 
 
 def test_keys_rotate_and_no_version_ends() -> None:

@@ -140,6 +140,17 @@ def test_a_reservation_is_the_clusters_to_use() -> None:
     assert role_of(assignment) == "b24988ac-6180-42a0-ab88-20f7382dd24c"  # Contributor
 
 
+def test_reservations_of_one_name_in_two_groups_are_two() -> None:
+    plan = with_group(site(STACK), name="h100-reserved", capacity="reserved", reservation=RESERVATION, taints=())
+    other = RESERVATION.replace("/gpus/", "/more/")
+    second = replace(
+        plan.pools[0], name="more", node_groups=(replace(plan.pools[0].node_groups[0], reservation=other),)
+    )
+    rights = build(replace(plan, pools=(*plan.pools, second))).of("RoleAssignment", "fleet-cluster-reservation-")
+
+    assert {right.inputs["scope"] for right in rights} == {RESERVATION, other}
+
+
 def test_nodes_wait_for_the_way_out(world: Recorded) -> None:
     needed = {world.one("Subnet", f"fleet-network-{name}").urn for name in ("nodes", "endpoints", "lustre")}
     assert needed <= world.one("ManagedCluster").depends_on
@@ -208,16 +219,26 @@ def test_the_autoscaler_is_the_one_of_other_clouds(world: Recorded) -> None:
     assert profile["maxNodeProvisionTime"] == "25m"
 
 
-def test_upgrades_stay_in_the_minor_version_and_in_a_weekly_window(world: Recorded) -> None:
+def test_the_version_is_the_stacks_alone_and_images_come_in_a_weekly_window(world: Recorded) -> None:
+    """AKS's own upgrades take control plane and nodes at once, which a cluster with spot pools cannot."""
     assert world.one("ManagedCluster").inputs["autoUpgradeProfile"] == {
-        "upgradeChannel": "patch",
+        "upgradeChannel": "none",
         "nodeOSUpgradeChannel": "NodeImage",
     }
-    windows = {window.inputs["configName"]: window.inputs for window in world.of("MaintenanceConfiguration")}
-    assert set(windows) == {"aksManagedAutoUpgradeSchedule", "aksManagedNodeOSUpgradeSchedule"}
-    for window in windows.values():
-        assert window["maintenanceWindow"]["schedule"] == {"weekly": {"dayOfWeek": "Sunday", "intervalWeeks": 1}}
-        assert window["maintenanceWindow"]["durationHours"] == 6
+    window = world.one("MaintenanceConfiguration").inputs
+    assert window["configName"] == "aksManagedNodeOSUpgradeSchedule"
+    assert window["maintenanceWindow"]["schedule"] == {"weekly": {"dayOfWeek": "Sunday", "intervalWeeks": 1}}
+    assert window["maintenanceWindow"]["durationHours"] == 6
+
+
+def test_an_edit_of_the_version_takes_the_control_plane_first_and_every_pool(world: Recorded) -> None:
+    aks, pools = world.one("ManagedCluster"), world.of("AgentPool")
+    (system,) = aks.inputs["agentPoolProfiles"]
+
+    # AKS wants versions of all pools or of none.
+    assert {nodes.inputs["orchestratorVersion"] for nodes in pools} == {system["orchestratorVersion"]} == {"1.35"}
+    assert pools
+    assert all(aks.urn in nodes.depends_on for nodes in pools)
 
 
 def test_a_region_without_zones_gives_none() -> None:

@@ -76,11 +76,16 @@ def test_nodes_and_pods_reach_one_another(world: Recorded) -> None:
 
 
 def test_storage_admits_the_nodes_and_itself_and_no_peered_network(world: Recorded) -> None:
-    allow, deny = world.one("NetworkSecurityGroup", "fleet-network-storage").inputs["securityRules"]
+    allow, monitor, deny = world.one("NetworkSecurityGroup", "fleet-network-storage").inputs["securityRules"]
 
     assert (allow["access"], allow["sourceAddressPrefixes"]) == ("Allow", ["10.40.0.0/19", "10.40.32.0/19"])
+    # Azure Managed Lustre wants to be watched, and nothing else is.
+    assert (monitor["access"], monitor["sourceAddressPrefix"], monitor["protocol"]) == ("Allow", "AzureMonitor", "Tcp")
+    assert monitor["sourcePortRange"] == "443"
+    assert monitor["destinationAddressPrefix"] == str(ranges(world)["lustre"])
     assert (deny["access"], deny["sourceAddressPrefix"]) == ("Deny", "VirtualNetwork")
-    assert allow["priority"] < deny["priority"] < 65000  # Azure's own rule that lets the whole network in
+    # 65000 is Azure's own rule that lets the whole network in.
+    assert allow["priority"] < monitor["priority"] < deny["priority"] < 65000
     for name in ("endpoints", "lustre"):
         subnet = world.one("Subnet", f"fleet-network-{name}").inputs
         assert subnet["networkSecurityGroup"]["id"].endswith("/fleet-network-storage")

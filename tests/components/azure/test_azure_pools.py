@@ -58,7 +58,7 @@ def test_nodes_are_encrypted_without_ssh_and_without_public_addresses(stack: str
     system = built(stack).one("ManagedCluster").inputs["agentPoolProfiles"][0]
     for nodes in built(stack).of("AgentPool"):
         assert nodes.inputs["enableEncryptionAtHost"] is True
-        assert nodes.inputs["osDiskType"] == "Managed"  # the only kind that is encrypted with the stack's key
+        assert nodes.inputs["osDiskType"] == "Managed"
         assert nodes.inputs["enableNodePublicIP"] is False
         assert nodes.inputs["securityProfile"] == {"sshAccess": "Disabled"}
         # The GPU operator and InfiniBand's driver know one operating system per cluster.

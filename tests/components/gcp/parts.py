@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
 import pulumi
 import pulumi_gcp as gcp
@@ -14,33 +13,17 @@ from components.clouds.gcp.identity import Identities
 from components.clouds.gcp.storage import Storage, StorageArgs
 from components.clouds.gcp.volumes import Claims, ClaimsArgs
 from planner.fleet import CloudPlan
-from planner.plan import FleetPlan, ModelPlan, plan_file
+from planner.plan import ModelPlan
+from tests.components.gcp.stacks import MIG, RDMA, example, site
 from tests.components.world import Recorded, run
 
-STACKS = Path(__file__).parents[3] / "stacks"
-LUSTRE, NFS = "gcp-llama-405b", "gcp-small-mig"
+LUSTRE, NFS = RDMA, MIG  # what the example stacks keep their data on
 PROJECT, NUMBER = "tritonfleet-example", "345678901234"
-
-
-@cache
-def example(stack: str) -> FleetPlan:
-    return plan_file(STACKS / f"Pulumi.{stack}.yaml")
-
-
-def site(stack: str) -> CloudPlan:
-    found = example(stack).infrastructure
-    assert found is not None
-    return found
 
 
 def loose(plan: CloudPlan) -> CloudPlan:
     """The same, its data not kept."""
     return replace(plan, storage=replace(plan.storage, keep_data=False))
-
-
-def from_bucket(model: ModelPlan, prefix: str) -> ModelPlan:
-    """The same model, its weights in the stack's bucket."""
-    return replace(model, config=model.config.model_copy(update={"source": f"bucket://{prefix}"}))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from components.clouds.gcp.cloud import Gcp
 from planner.fleet import CloudPlan, NodeGroupPlan, PoolPlan
 from planner.plan import FleetPlan, ModelPlan, plan_file, plan_values
 from planner.stack_file import read_stack_file
-from tests.components.world import Recorded, run
+from tests.components.world import Recorded, Registered, run
 
 STACKS = Path(__file__).parents[3] / "stacks"
 EXAMPLES = tuple(sorted(path.name.split(".")[1] for path in STACKS.glob("Pulumi.gcp-*.yaml")))
@@ -30,11 +30,11 @@ def site(stack: str) -> CloudPlan:
 
 
 @cache
-def over(machine_type: str, zone: str) -> CloudPlan:
-    """The 405B stack on two of these machines instead."""
+def over(machine_type: str, zone: str, *, capacity: tuple[str, ...] = ("spot", "flex-start")) -> CloudPlan:
+    """The 405B stack on two of these machines instead, come by in one of these ways."""
     values = dict(read_stack_file(STACKS / f"Pulumi.{RDMA}.yaml"))
     (pool,) = values["pools"]
-    values["pools"] = [pool | {"instance_types": [machine_type], "zones": [zone]}]
+    values["pools"] = [pool | {"instance_types": [machine_type], "zones": [zone], "capacity": list(capacity)}]
     return _site(plan_values(values, base_dir=STACKS))
 
 
@@ -85,6 +85,12 @@ def built(stack: str, *, preview: bool = False) -> Recorded:
         pulumi.export("kubeconfig", cloud.kubeconfig)
 
     return build(site(stack), plan.models, use, preview=preview)
+
+
+def only_gpu_pool(recorded: Recorded) -> Registered:
+    """The one node pool beside the system nodes'."""
+    (pool,) = [pool for pool in recorded.of("NodePool") if pool.inputs["name"] != "system"]
+    return pool
 
 
 def _site(plan: FleetPlan) -> CloudPlan:

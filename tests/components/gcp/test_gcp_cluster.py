@@ -43,7 +43,7 @@ def test_dataplane_v2_enforces_policies_and_gives_pods_more_networks(world: Reco
     assert inputs["datapathProvider"] == "ADVANCED_DATAPATH"
     assert "networkPolicy" not in inputs  # GKE refuses both
     assert inputs["enableMultiNetworking"] is True
-    # Policies of the platform let pods ask kube-dns alone.
+    # Policies of the platform let pods ask kube-dns alone; new clusters have a cache before it unless told otherwise.
     assert inputs["dnsConfig"] == {"clusterDns": "KUBE_DNS"}
     assert inputs["addonsConfig"]["dnsCacheConfig"] == {"enabled": False}
 
@@ -52,6 +52,7 @@ def test_the_api_is_public_only_for_the_ranges_that_the_stack_names(world: Recor
     inputs = cluster(world).inputs
     authorized = inputs["masterAuthorizedNetworksConfig"]
 
+    # No range of its own: behind a VPC peering, GKE's firewall would keep it from webhooks on ports such as 9443.
     assert inputs["privateClusterConfig"] == {"enablePrivateNodes": True, "enablePrivateEndpoint": False}
     assert [block["cidrBlock"] for block in authorized["cidrBlocks"]] == ["10.40.0.0/16", "198.51.100.0/24"]
     assert authorized["gcpPublicCidrsAccessEnabled"] is False

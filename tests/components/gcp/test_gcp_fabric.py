@@ -1,17 +1,19 @@
 """Multi-networking: VPCs for GPUs' interfaces, their names in Kubernetes, and what GPUDirect puts on nodes."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network
 from typing import Any, cast
 
 import pytest
-from pulumi_kubernetes.core.v1 import CapabilitiesArgs, SecurityContextArgs
+from pulumi_kubernetes.core.v1 import CapabilitiesArgs, SecurityContextArgs, VolumeMountArgs
 
 from components.serving import pods
 from planner.clouds.gcp_fabrics import TCPX as TCPX_FABRIC
 from planner.clouds.gcp_fabrics import TCPXO as TCPXO_FABRIC
 from planner.fleet import CloudPlan, Fabric
+from planner.versions import DEVICE_INJECTOR, GPUDIRECT, PAUSE_IMAGE, PYTHON_IMAGE
 from tests.components.gcp.stacks import MIG, RDMA, build, built, over, site
 from tests.components.world import Recorded
 
@@ -39,7 +41,7 @@ def networks(recorded: Recorded, kind: str) -> dict[str, Any]:
 
 
 def test_roce_has_one_gvnic_and_eight_rdma_interfaces_in_the_order_of_the_machine(roce: Recorded) -> None:
-    for group in ("spot", "on-demand"):
+    for group in ("spot", "flex-start"):
         config = roce.one("NodePool", f"fleet-h200-{group}").inputs["networkConfig"]["additionalNodeNetworkConfigs"]
         assert [one["subnetwork"] for one in config] == [
             "tritonfleet-stack-gvnic-1",
@@ -53,6 +55,7 @@ def test_the_rdma_network_is_of_its_zones_profile_with_jumbo_frames_and_no_rules
 
     assert rdma["networkProfile"] == "projects/tritonfleet-example/global/networkProfiles/us-central1-b-vpc-roce"
     assert rdma["mtu"] == 8896
+    assert rdma["autoCreateSubnetworks"] is False
     assert not [rule for rule in roce.of("Firewall") if rule.inputs["network"] == "fleet-roce-rdma-id"]
     gvnic = roce.one("gcp:compute/network:Network", "fleet-roce-gvnic-1").inputs
     assert gvnic["mtu"] == 8896
@@ -136,14 +139,16 @@ def test_libraries_and_devices_come_to_the_pools_nodes_and_to_no_others(machine:
         assert term["matchExpressions"] == [{"key": "tritonfleet.io/pool", "operator": "In", "values": ["h200"]}]
         assert pod["tolerations"] == [{"operator": "Exists"}]
         containers = [*pod.get("initContainers", []), *pod["containers"]]
+        # Google's own, as this program pins them, and no registry's newest.
+        known = {GPUDIRECT[kind].installer, DEVICE_INJECTOR, PAUSE_IMAGE, PYTHON_IMAGE}
+        assert {container["image"] for container in containers} <= known
         mounted = {mount["name"] for container in containers for mount in container.get("volumeMounts", [])}
         assert mounted == {volume["name"] for volume in pod["volumes"]}
     fabric = plan.pools[0].fabric
     assert fabric is not None
     assert fabric.sidecar is not None
     assert f"devices.gke.io/container.{fabric.sidecar.name}" in fabric.annotations
-    # What the sidecar mounts is among the pod's volumes.
-    assert set(fabric.sidecar.host_paths) <= set(fabric.host_paths)
+    assert fabric.sidecar.image == GPUDIRECT[kind].daemon
     assert fabric.exception
 
 
@@ -191,4 +196,7 @@ def test_the_daemon_beside_the_ranks_is_root_since_nobody_else_keeps_capabilitie
 
     assert (security.run_as_user, security.run_as_non_root) == (0, False)
     assert cast(CapabilitiesArgs, security.capabilities).add == list(fabric.sidecar.capabilities)
+    # Whatever it mounts is a volume of the pod.
+    volumes = {mounted.volume.name for mounted in pods.host_folders(fabric)}
+    assert {cast(VolumeMountArgs, mount).name for mount in cast(Sequence[object], container.volume_mounts)} <= volumes
     assert container.restart_policy == "Always"

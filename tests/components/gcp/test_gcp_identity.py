@@ -1,7 +1,8 @@
 """Service accounts read their own prefix of the model bucket, by their own names, and nothing else."""
 
 from components.clouds.base import Identity
-from tests.components.gcp.parts import NFS, NUMBER, PROJECT, Parts, build, site
+from tests.components.gcp.parts import NFS, NUMBER, PROJECT, Parts, build
+from tests.components.gcp.stacks import site
 from tests.components.world import Recorded
 
 POOL = f"principal://iam.googleapis.com/projects/{NUMBER}/locations/global/workloadIdentityPools/{PROJECT}.svc.id.goog"

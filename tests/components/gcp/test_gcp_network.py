@@ -26,7 +26,9 @@ def test_nodes_pods_and_services_have_the_planned_ranges(world: Recorded) -> Non
     ]
     assert subnet["privateIpGoogleAccess"] is True
     assert subnet["region"] == "us-central1"
-    assert world.one("gcp:compute/network:Network", "fleet-network-vpc").inputs["autoCreateSubnetworks"] is False
+    vpc = world.one("gcp:compute/network:Network", "fleet-network-vpc").inputs
+    assert vpc["autoCreateSubnetworks"] is False
+    assert vpc["mtu"] == 8896  # jumbo frames: weights come over it
 
 
 def test_traffic_is_logged(world: Recorded) -> None:

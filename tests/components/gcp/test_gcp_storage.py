@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.components.gcp.parts import LUSTRE, NFS, build, loose, site
+from tests.components.gcp.parts import LUSTRE, NFS, build, loose
+from tests.components.gcp.stacks import site
 from tests.components.world import UNKNOWN, Recorded, Registered
 
 KINDS = ("gcp:storage/bucket:Bucket", "gcp:filestore/instance:Instance", "gcp:lustre/instance:Instance")

@@ -6,7 +6,8 @@ import pytest
 
 from components.clouds.base import Volumes, Way
 from planner.plan import ModelPlan
-from tests.components.gcp.parts import LUSTRE, NFS, build, claimed, example, from_bucket, loose, site
+from tests.components.gcp.parts import LUSTRE, NFS, build, claimed, loose
+from tests.components.gcp.stacks import example, from_bucket, site
 from tests.components.world import Recorded
 
 _KINDS = ("PersistentVolume", "PersistentVolumeClaim")

@@ -122,10 +122,14 @@ def test_everything_is_denied_but_dns_and_metrics(recorded: Recorded) -> None:
     assert policies["allow-dns"]["egress"] == [
         {
             "to": [
-                {
-                    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
-                    "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
-                }
+                *(
+                    {
+                        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+                        "podSelector": {"matchLabels": {"k8s-app": app}},
+                    }
+                    for app in ("kube-dns", "node-local-dns")
+                ),
+                {"ipBlock": {"cidr": "169.254.20.10/32"}},
             ],
             "ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}],
         }
