@@ -17,16 +17,18 @@ from runtime.agent import SOCKET_VARIABLE
 from runtime.process_tree import ProcessTree
 from runtime.rank import REPORT, HostSettings
 from runtime.rendezvous import ConnectionLost, Member
-from runtime.worker import rank_host_environment
+from runtime.worker import END_SECONDS, rank_host_environment
 
 READY_POLL_SECONDS = 0.1
-END_SECONDS = 10.0
 # mpirun's own words, wrapped over lines, when a rank process cannot say itself how it ended.
 RANK_KILLED = re.compile(r"noticed that process rank (\d+) .{1,200}?exited on\s+signal (\d+)")
 
 
 class Generation:
-    """`over` becomes the reason why the group cannot go on; `end` then ends it on every host."""
+    """`over` becomes the reason why the group cannot go on; `end` then ends it on every host.
+
+    The ranks still work where the reason is that a worker is told to end (`to_drain`).
+    """
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class Generation:
         self.over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.over_at: float | None = None
         self.lost_host = False
+        self.to_drain = False
         self._settings, self._members, self._mpirun, self._on_ranks = settings, dict(members), mpirun, on_ranks
         self._tree = ProcessTree()
         self._agents: asyncio.Server | None = None
@@ -111,6 +114,12 @@ class Generation:
             if member.index in self._daemons and not self._daemons[member.index].done():
                 self._daemons[member.index].set_result(status)
             self.fail(describe(f"Open MPI's daemon on {member.about['host']}", status))
+
+    def leave(self, member: Member) -> None:
+        """A member is told to end: its node is reclaimed or upgraded."""
+        if self._members.get(member.index) is member and not self.over.done():
+            self.to_drain = True
+            self.fail(f"worker {member.index} ({member.about['host']}) is told to end")
 
     def lost(self, member: Member, why: ConnectionLost) -> None:
         if self._members.get(member.index) is member:

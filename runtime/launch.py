@@ -91,7 +91,14 @@ def _run(options: argparse.Namespace) -> int:
     ProcessTree.remove_stale()
     with EngineStore(engine.parents[1]).lease(engine.name):
         if options.worker_index > 0:
-            place = worker.Place(options.leader_address, options.rendezvous_port, options.worker_index, token, timing)
+            place = worker.Place(
+                options.leader_address,
+                options.rendezvous_port,
+                options.worker_index,
+                token,
+                timing,
+                options.drain_seconds,
+            )
             return asyncio.run(worker.run(settings, engine.name, place, options.run_dir, say))
         check_ports(settings.endpoints)
         plan = leader.GroupPlan(

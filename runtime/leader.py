@@ -65,6 +65,7 @@ class Leader:
         self.phase = "starting"
         self.reason: str | None = None
         self.generation: Generation | None = None
+        self.leaving: list[Member] = []
         self.rendezvous: Rendezvous | None = None
         self.gathered = asyncio.Event()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -97,6 +98,14 @@ class Leader:
                 break
             reason = generation.over.result()
             lost_at = generation.over_at
+            if generation.to_drain:
+                self.reason = reason
+                await self._end_in_order(generation, drain=ready_at is not None)
+                self.phase = "restarting"
+                self._write_state()
+                self.say(f"nothing is left of generation {self.number}: {reason}")
+                failures = 0
+                continue
             stable = ready_at is not None and time.monotonic() - ready_at > self.plan.stable_seconds
             failures = 1 if stable else failures + 1
             self.phase, self.reason = "restarting", reason
@@ -154,7 +163,9 @@ class Leader:
         try:
             while True:
                 message = await member.channel.receive()
-                if self.generation is not None:
+                if message["did"] == "leave":
+                    await self._let_go(member)
+                elif self.generation is not None:
                     self.generation.heard(member, message)
         except ConnectionLost as lost:
             self.gathered.clear()
@@ -213,12 +224,24 @@ class Leader:
             await generation.drain(self.plan.drain_seconds)
         await self._end(generation)
 
+    async def _let_go(self, member: Member) -> None:
+        """A worker that asks to leave may, once it has no ranks; its successor is welcome then."""
+        self.gathered.clear()
+        if self.generation is not None:
+            self.generation.leave(member)
+            self.leaving.append(member)
+        elif self.rendezvous is not None:
+            await self.rendezvous.drop(member)
+
     async def _end(self, generation: Generation) -> None:
-        for member in await generation.end():
+        silent = await generation.end()
+        for member in silent:
             self.say(f"worker {member.index} did not confirm the end of its ranks; taking its host for lost")
+        for member in (*silent, *self.leaving):
             if self.rendezvous is not None:
                 self.gathered.clear()
                 await self.rendezvous.drop(member)
+        self.leaving.clear()
         self.generation = None
 
     async def _first(self, *waits: Any) -> None:

@@ -1,4 +1,8 @@
-"""A worker host: joins the leader, runs the MPI daemon that it asks for, and ends it all when the leader is gone."""
+"""A worker host: joins the leader, runs the MPI daemon that it asks for, and ends it all when the leader is gone.
+
+A worker that is told to end asks the leader first. Requests in flight are computed on its ranks too, so the leader lets
+them end, then ends every rank of the group, here as well.
+"""
 
 import asyncio
 import contextlib
@@ -17,33 +21,48 @@ from runtime.rendezvous import TOKEN_VARIABLE, Channel, ConnectionLost, Message,
 from runtime.state import write_state
 
 REJOIN_SECONDS = 0.5
+END_SECONDS = 10.0
+"""How long every rank may take to end."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the leader is, and which worker this is. The address is a name or an IP address."""
+    """Where the leader is, and which worker this is. The address is a name or an IP address. `drain_seconds` are what
+    requests in flight get once this worker is told to end."""
 
     leader_address: str
     port: int
     index: int
     token: bytes
     timing: Timing
+    drain_seconds: float
 
 
 async def run(settings: HostSettings, engine: str, place: Place, run_dir: Path, say: Callable[[str], None]) -> int:
-    """Serves leader after leader until SIGTERM or SIGINT; then returns 0. Raises Refusal.
+    """Serves leader after leader until SIGTERM or SIGINT, then returns 0; a second signal ends at once. Raises Refusal.
 
-    `run_dir` gets a state.json whose phase is joining, joined or stopped.
+    `run_dir` gets a state.json whose phase is joining, joined, leaving or stopped.
     """
 
     def enter(phase: str, reason: str | None = None) -> None:
         about = {"worker": place.index, "leader": f"{place.leader_address}:{place.port}", "engine": engine}
         write_state(run_dir, {"phase": phase, **about, "reason": reason})
 
-    serving = asyncio.create_task(_serve(settings, engine, place, enter, say))
+    worker = Worker(settings, engine, place, enter, say)
+    serving = asyncio.create_task(worker.serve())
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if worker.host is None or worker.host.leaving:
+            serving.cancel()
+            return
+        enter("leaving")
+        say("told to end: asked the leader to let requests in flight end")
+        worker.host.leave()
+        loop.call_later(place.drain_seconds + END_SECONDS, serving.cancel)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, serving.cancel)
+        loop.add_signal_handler(number, stop)
     try:
         with contextlib.suppress(asyncio.CancelledError):
             await serving
@@ -53,39 +72,56 @@ async def run(settings: HostSettings, engine: str, place: Place, run_dir: Path, 
     return 0
 
 
-async def _serve(
-    settings: HostSettings,
-    engine: str,
-    place: Place,
-    enter: Callable[..., None],
-    say: Callable[[str], None],
-) -> None:
-    enter("joining")
-    about: Message = {"engine": engine, "ranks_per_host": settings.ranks_per_host, "host": settings.host}
-    told = ""
-    while True:
-        try:
-            channel = await join(place.leader_address, place.port, place.token, place.index, about, place.timing)
-        except (ConnectionLost, TryAgain) as problem:
-            # A leader that is not up yet is the normal case, so it is said once, not twice a second.
-            if str(problem) != told:
-                told = str(problem)
-                enter("joining", told)
-                say(f"waiting for the leader: {problem}")
-            await asyncio.sleep(REJOIN_SECONDS)
-            continue
+class Worker:
+    """Joins leader after leader. `host` is there while one is joined."""
+
+    def __init__(
+        self,
+        settings: HostSettings,
+        engine: str,
+        place: Place,
+        enter: Callable[..., None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.settings, self.engine, self.place, self.enter, self.say = settings, engine, place, enter, say
+        self.host: Host | None = None
+
+    async def serve(self) -> None:
+        """Returns once this worker has left its leader."""
+        self.enter("joining")
         told = ""
-        enter("joined")
-        say(f"worker {place.index} joined the leader at {channel.remote_address}")
-        host = Host(settings, channel, say)
-        try:
-            await host.serve()
-        except ConnectionLost as lost:
-            enter("joining", f"lost the leader: {lost}")
-            say(f"lost the leader ({lost}); ending this host's ranks")
-        finally:
-            await host.end()
-            await channel.close()
+        while True:
+            try:
+                channel = await self._join()
+            except (ConnectionLost, TryAgain) as problem:
+                # A leader that is not up yet is the normal case, so it is said once, not twice a second.
+                if str(problem) != told:
+                    told = str(problem)
+                    self.enter("joining", told)
+                    self.say(f"waiting for the leader: {problem}")
+                await asyncio.sleep(REJOIN_SECONDS)
+                continue
+            told = ""
+            self.enter("joined")
+            self.say(f"worker {self.place.index} joined the leader at {channel.remote_address}")
+            self.host = host = Host(self.settings, channel, self.say)
+            try:
+                await host.serve()
+            except ConnectionLost as lost:
+                if not host.leaving:
+                    self.enter("joining", f"lost the leader: {lost}")
+                self.say(f"lost the leader ({lost}); ending this host's ranks")
+            finally:
+                self.host = None
+                await host.end()
+                await channel.close()
+            if host.leaving:
+                return
+
+    async def _join(self) -> Channel:
+        settings, place = self.settings, self.place
+        about: Message = {"engine": self.engine, "ranks_per_host": settings.ranks_per_host, "host": settings.host}
+        return await join(place.leader_address, place.port, place.token, place.index, about, place.timing)
 
 
 class Host:
@@ -93,11 +129,17 @@ class Host:
 
     def __init__(self, settings: HostSettings, channel: Channel, say: Callable[[str], None]) -> None:
         self.settings, self.channel, self.say = settings, channel, say
+        self.leaving = False
         self.tree: ProcessTree | None = None
         self.watch: asyncio.Task[None] | None = None
 
+    def leave(self) -> None:
+        """Asks the leader to end the group in order; `serve` returns once it has."""
+        self.leaving = True
+        self.channel.send({"did": "leave"})
+
     async def serve(self) -> None:
-        """Answers the leader until the connection is lost, which it raises."""
+        """Answers the leader until this host has left, or the connection is lost, which it raises."""
         while True:
             message = await self.channel.receive()
             if message["do"] == "run":
@@ -106,6 +148,8 @@ class Host:
             elif message["do"] == "end":
                 await self.end()
                 self.channel.send({"did": "end"})
+                if self.leaving:
+                    return
 
     async def end(self) -> None:
         if self.tree is not None:

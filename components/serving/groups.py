@@ -198,9 +198,6 @@ def _template(args: ModelGroupsArgs, *, leader: bool) -> PodTemplateSpecArgs:
 
 def _container(args: ModelGroupsArgs, parts: Sequence[pods.Mounted], *, leader: bool) -> ContainerArgs:
     serving = args.serving
-    # All of a group's pods are told to end at the same moment. Workers stay until the leader has drained: the requests
-    # in flight are computed on their ranks too.
-    stay = serving.prestop_seconds if leader else serving.prestop_seconds + serving.drain_seconds
     ports = {**PORTS, "rendezvous": RENDEZVOUS_PORT}
     start, ready, live = _leader_probes(serving) if leader else _worker_probes()
     return ContainerArgs(
@@ -211,7 +208,8 @@ def _container(args: ModelGroupsArgs, parts: Sequence[pods.Mounted], *, leader: 
         working_dir=pods.ROOT,
         env=pods.environment(*_transport(args)),
         ports=[ContainerPortArgs(name=name, container_port=port) for name, port in ports.items()] if leader else None,
-        lifecycle=LifecycleArgs(pre_stop=LifecycleHandlerArgs(sleep=SleepActionArgs(seconds=stay))),
+        # Of workers too: one that is told to end has its leader drain, which proxies must have left when all pods end.
+        lifecycle=LifecycleArgs(pre_stop=LifecycleHandlerArgs(sleep=SleepActionArgs(seconds=serving.prestop_seconds))),
         startup_probe=start,
         readiness_probe=ready,
         liveness_probe=live,

@@ -4,7 +4,10 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -187,6 +190,49 @@ def test_launchers_killed_with_their_hosts_are_replaced(
     leader.ready()
     measured("launcher of the leader", noticed, time.monotonic() - killed)
     assert leader.ask(1) == 10
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_worker_that_is_told_to_end_lets_requests_end_first(launch: Callable[..., Launched], busy: bool) -> None:
+    """As on the notice of a spot node. The leader is unready at once, and the group comes back with another worker."""
+    leader, worker = launch(0, "--drain-seconds", "20"), launch(1, "--drain-seconds", "20")
+    leader.ready()
+    before = all_processes(leader, worker)
+    answers: list[int] = []
+    slow = threading.Thread(target=lambda: answers.append(leader.ask(4000 if busy else 1)))
+    slow.start()
+    time.sleep(0.8)
+    worker.process.send_signal(signal.SIGTERM)
+    until(lambda: leader.state()["phase"] == "stopping", "the leader is told")
+    assert "worker 1" in leader.state()["reason"]
+    with pytest.raises((urllib.error.URLError, ConnectionError)):
+        urllib.request.urlopen(f"http://{leader.state()['http']}/v2/health/ready", timeout=2)
+    if busy:
+        assert worker.process.poll() is None
+        assert worker.state()["phase"] == "leaving"
+        assert not answers
+    slow.join()
+    assert answers == [40000 if busy else 10]
+    assert worker.process.wait(10) == 0
+    assert worker.state()["phase"] == "stopped"
+    until(lambda: not alive(before), "every rank on both hosts ended", 5)
+
+    launch(1)
+    leader.ready(2)
+    assert leader.ask(1) == 10
+
+
+def test_a_second_signal_ends_a_worker_at_once(launch: Callable[..., Launched]) -> None:
+    leader, worker = launch(0, "--drain-seconds", "60"), launch(1, "--drain-seconds", "60")
+    leader.ready()
+    left = all_processes(worker)
+    threading.Thread(target=lambda: leader.ask_ignoring_failure(8000), daemon=True).start()
+    time.sleep(0.8)
+    worker.process.send_signal(signal.SIGTERM)
+    until(lambda: worker.state()["phase"] == "leaving", "the worker asks to leave")
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(10) == 0
+    assert not alive(left)
 
 
 def test_who_has_no_token_is_refused_and_the_right_worker_still_joins(launch: Callable[..., Launched]) -> None:
