@@ -33,6 +33,7 @@ from runtime.process_tree import ProcessTree, become_subreaper
 from runtime.rank import HostSettings
 from runtime.rendezvous import Timing, read_token
 from runtime.spec import world_size
+from runtime.spot_notice import CLOUDS, end_on_notice
 from runtime.store import EngineStore, check_loadable, read_manifest
 from runtime.triton import LOG_FLAGS, Endpoints, find_triton, missing_models
 
@@ -87,6 +88,8 @@ def _run(options: argparse.Namespace) -> int:
     timing = Timing(options.heartbeat_seconds, options.dead_after_seconds)
     group = options.group_size > 1
     token = read_token(options.token_file) if group else b""
+    if options.spot_notice:
+        end_on_notice(options.spot_notice, say)
     become_subreaper()
     ProcessTree.remove_stale()
     with EngineStore(engine.parents[1]).lease(engine.name):
@@ -227,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--heartbeat-seconds", type=float, default=Timing.interval)
     add("--dead-after-seconds", type=float, default=Timing.dead_after)
     add("--drain-seconds", type=float, default=30.0, help="how long requests in flight may take after SIGTERM")
+    add("--spot-notice", choices=CLOUDS, help="end as on SIGTERM when this cloud's metadata tells of a reclaim")
     add("--log-level", choices=LOG_FLAGS, default="info", help="what Triton writes to rank<r>.log")
     add("--stable-seconds", type=float, default=60.0, help="ready for this long, a loss starts back-off anew")
     return parser

@@ -1,0 +1,151 @@
+"""The notice of spot nodes, from metadata services on loopback that are as strict as the clouds' own."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from runtime import spot_notice
+from runtime.spot_notice import ADDRESS_VARIABLE, CLOUDS, is_reclaimed
+from tests.ports import free_ports
+from tests.runtime.launched import Launched, publish_engine, until, write_model_repository
+
+TOKEN = "a session's token"
+
+
+class Metadata:
+    """The three services. `noticed` is set when the node is taken back; `events` are Azure's."""
+
+    def __init__(self) -> None:
+        self.noticed = threading.Event()
+        self.asked: list[str] = []
+        self.down = False
+
+    def answer(self, method: str, path: str, headers: Message) -> tuple[int, str]:
+        self.asked.append(path)
+        if self.down:
+            return 500, ""
+        if path == "/latest/api/token":
+            is_sound = method == "PUT" and 1 <= int(headers.get("X-aws-ec2-metadata-token-ttl-seconds", 0)) <= 21600
+            return (200, TOKEN) if is_sound else (400, "")
+        if path == "/latest/meta-data/spot/instance-action":
+            if headers.get("X-aws-ec2-metadata-token") != TOKEN:
+                return 401, ""
+            notice = {"action": "terminate", "time": "2026-11-21T17:02:07Z"}
+            return (200, json.dumps(notice)) if self.noticed.is_set() else (404, "")
+        if path.startswith("/computeMetadata/v1/instance/preempted"):
+            if headers.get("Metadata-Flavor") != "Google":
+                return 403, ""
+            if "wait_for_change=true" in path:
+                self.noticed.wait(0.3)
+            return 200, "TRUE" if self.noticed.is_set() else "FALSE"
+        if headers.get("Metadata") != "true":
+            return 400, ""
+        if path.startswith("/metadata/instance/compute/name"):
+            return 200, "aks-h100sp-1234-vmss_3"
+        if path.startswith("/metadata/scheduledevents"):
+            mine = {"EventType": "Preempt", "Resources": ["aks-h100sp-1234-vmss_3"], "EventStatus": "Scheduled"}
+            others = [
+                {"EventType": "Preempt", "Resources": ["aks-h100sp-1234-vmss_4"], "EventStatus": "Scheduled"},
+                {"EventType": "Freeze", "Resources": ["aks-h100sp-1234-vmss_3"], "EventStatus": "Scheduled"},
+            ]
+            return 200, json.dumps({"Events": [*others, *([mine] if self.noticed.is_set() else [])]})
+        return 404, ""
+
+
+@pytest.fixture
+def metadata(monkeypatch: pytest.MonkeyPatch) -> Generator[Metadata]:
+    service = Metadata()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, text = service.answer(self.command, self.path, self.headers)
+            content = text.encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_PUT = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv(ADDRESS_VARIABLE, f"127.0.0.1:{server.server_port}")
+    yield service
+    service.noticed.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Generator[Callable[..., Launched]]:
+    repository, engine = write_model_repository(tmp_path / "repository"), publish_engine(tmp_path / "store", 2)
+    started: list[Launched] = []
+
+    def start(*more: str) -> Launched:
+        ports = zip(("--http-port", "--grpc-port", "--metrics-port"), map(str, free_ports(3)), strict=True)
+        files = ["--model-repository", str(repository), "--engine", str(engine)]
+        started.append(Launched(tmp_path / "host", [*files, *(word for port in ports for word in port), *more]))
+        return started[-1]
+
+    yield start
+    for launched in started:
+        launched.destroy()
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_a_node_is_reclaimed_once_its_cloud_says_so(metadata: Metadata, cloud: str) -> None:
+    assert not is_reclaimed(cloud)
+    metadata.noticed.set()
+    assert is_reclaimed(cloud)
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_requests_in_flight_end_on_the_notice_and_then_the_ranks(
+    metadata: Metadata, launch: Callable[..., Launched], cloud: str
+) -> None:
+    group = launch("--spot-notice", cloud, "--drain-seconds", "20")
+    group.ready()
+    answers: list[int] = []
+    # Longer than the longest pause between two questions.
+    slow = threading.Thread(target=lambda: answers.append(group.ask(8000)))
+    slow.start()
+    time.sleep(0.5)
+    metadata.noticed.set()
+    until(lambda: group.state()["phase"] == "stopping", "the notice is heard", 10)
+    assert not answers
+    slow.join()
+    assert answers == [8000 * 3]
+    assert group.process.wait(10) == 0
+    assert "the cloud takes this spot node back" in group.log()
+
+
+def test_a_service_that_fails_is_asked_again_and_told_of_once(
+    metadata: Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spot_notice, "RETRY_SECONDS", 0.01)
+    ended, said = threading.Event(), list[str]()
+
+    def kill(pid: int, number: int) -> None:
+        assert (pid, number) == (os.getpid(), signal.SIGTERM)
+        ended.set()
+
+    monkeypatch.setattr(os, "kill", kill)
+    metadata.down = True
+    spot_notice.end_on_notice("azure", said.append)
+    until(lambda: len(metadata.asked) > 5, "it asks again", 10)
+    assert len(said) == 1
+    assert "asking on" in said[0]
+    metadata.noticed.set()
+    metadata.down = False
+    assert ended.wait(10)
