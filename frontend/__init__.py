@@ -1,0 +1,1 @@
+"""OpenAI-compatible HTTP in front of Triton's `tensorrt_llm` model."""

@@ -1,0 +1,234 @@
+"""Triton's `tensorrt_llm` model over gRPC: token ids in, token ids out as they come."""
+
+import asyncio
+import secrets
+import struct
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import grpc
+from tritonclient.grpc import service_pb2
+
+from frontend.errors import ApiError, unavailable
+
+# protobuf makes its classes at import, and grpc.aio has no annotations: no type checker sees them.
+pb: Any = service_pb2
+aio: Any = grpc.aio
+SERVICE = "/inference.GRPCInferenceService/"
+STOP_SECONDS = 5.0
+OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What is asked of the engine. Greedy where top_k is 1; top_k 0 and top_p 1 draw from all tokens."""
+
+    prompt: list[int]
+    max_tokens: int
+    end_id: int
+    pad_id: int
+    seed: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0
+    log_probs: bool = False
+
+
+class Tokens(NamedTuple):
+    """Tokens just generated, their log probabilities (empty unless asked for), and whether they are the last."""
+
+    ids: list[int]
+    log_probs: list[float]
+    final: bool
+
+
+class Engine:
+    """One for a process. Streams are kept for the requests that follow: opening one costs as much as several tokens."""
+
+    def __init__(self, address: str, model: str, silence_seconds: float) -> None:
+        self._model, self._silence_seconds = model, silence_seconds
+        self._channel = aio.insecure_channel(address, options=OPTIONS)
+        self._stream = self._channel.stream_stream(
+            SERVICE + "ModelStreamInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelStreamInferResponse.FromString,
+        )
+        self._ready = self._channel.unary_unary(
+            SERVICE + "ModelReady",
+            request_serializer=pb.ModelReadyRequest.SerializeToString,
+            response_deserializer=pb.ModelReadyResponse.FromString,
+        )
+        self._idle: list[Any] = []
+        self._heard: dict[Any, float] = {}  # streams that generate, and when they last gave something
+        self._tasks: set[asyncio.Task[None]] = set()
+        # The C++ backend reads a request id with stoul; two frontends of one engine must not share ids.
+        self._last_id = secrets.randbelow(2**62)
+
+    async def ready(self) -> bool:
+        """Whether the model answers now."""
+        try:
+            return (await self._ready(pb.ModelReadyRequest(name=self._model), timeout=2)).ready
+        except grpc.RpcError:
+            return False
+
+    async def generate(
+        self, generation: Generation, metadata: tuple[tuple[str, str], ...] = ()
+    ) -> AsyncGenerator[Tokens, None]:
+        """The answer's tokens; closed early, the engine is told to stop. Raises ApiError."""
+        self._last_id += 1
+        request = _message(self._model, str(self._last_id), generation)
+        call = self._open(metadata)
+        ended = False
+        self._heard[call] = time.monotonic()
+        try:
+            await call.write(request)
+            while not ended:
+                reply = await call.read()
+                if reply is aio.EOF:
+                    ended = True
+                    raise unavailable("the engine ended the stream: send the request again", "engine_unavailable")
+                self._heard[call] = time.monotonic()
+                ended = _is_final(reply) or bool(reply.error_message)
+                if reply.error_message:
+                    raise _engine_error(reply.error_message)
+                yield _tokens(reply.infer_response, ended)
+            if not metadata:
+                self._idle.append(call)
+        except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            ended = True
+            raise _lost(error) from None
+        except asyncio.CancelledError:
+            if not call.cancelled():
+                raise
+            # The watch over silent streams cancelled it, not the caller.
+            ended = True
+            raise unavailable(f"the engine gave nothing for {self._silence_seconds:g} s", "engine_stalled") from None
+        finally:
+            del self._heard[call]
+            if not ended:
+                self._spawn(self._stop(call, request.id))
+            elif metadata:
+                call.cancel()
+
+    async def watch(self) -> None:
+        """Cancels streams whose engine is silent, for as long as the process lives."""
+        while True:
+            await asyncio.sleep(self._silence_seconds / 10)
+            limit = time.monotonic() - self._silence_seconds
+            for call in [call for call, heard in self._heard.items() if heard < limit]:
+                call.cancel()
+
+    async def close(self) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=STOP_SECONDS)
+        await self._channel.close()
+
+    def _open(self, metadata: tuple[tuple[str, str], ...]) -> Any:
+        # Triton takes a trace's parent from the metadata of a stream, so a traced request has one of its own.
+        while self._idle and not metadata:
+            call = self._idle.pop()
+            if not call.done():
+                return call
+        return self._stream(metadata=metadata)
+
+    async def _stop(self, call: Any, request_id: str) -> None:
+        """Ends a request in the engine by upstream's stop request, which is safe at any moment; then its stream."""
+        stop = pb.ModelInferRequest(model_name=self._model, id=request_id)
+        for name in ("input_ids", "input_lengths", "request_output_len"):
+            _add(stop, name, "INT32", b"\0\0\0\0")
+        _add(stop, "stop", "BOOL", b"\1")
+        stop.parameters["triton_enable_empty_final_response"].bool_param = True
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await call.write(stop)
+                finals = 0
+                while finals < 2:
+                    reply = await call.read()
+                    if reply is aio.EOF:
+                        break
+                    finals += _is_final(reply) or bool(reply.error_message)
+        except (grpc.RpcError, asyncio.InvalidStateError, TimeoutError):
+            pass
+        finally:
+            call.cancel()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _message(model: str, request_id: str, generation: Generation) -> Any:
+    g = generation
+    request = pb.ModelInferRequest(model_name=model, id=request_id)
+    _add(request, "input_ids", "INT32", struct.pack(f"<{len(g.prompt)}i", *g.prompt), len(g.prompt))
+    integers = {
+        "input_lengths": len(g.prompt),
+        "request_output_len": g.max_tokens,
+        "end_id": g.end_id,
+        "pad_id": g.pad_id,
+        "runtime_top_k": g.top_k,
+    }
+    floats = {"temperature": g.temperature, "runtime_top_p": g.top_p}
+    if g.min_tokens:
+        integers["min_tokens"] = g.min_tokens
+    penalties = {
+        "presence_penalty": (g.presence_penalty, 0),
+        "frequency_penalty": (g.frequency_penalty, 0),
+        "repetition_penalty": (g.repetition_penalty, 1),
+    }
+    floats |= {name: given for name, (given, neutral) in penalties.items() if given != neutral}
+    for name, number in integers.items():
+        _add(request, name, "INT32", struct.pack("<i", number))
+    for name, number in floats.items():
+        _add(request, name, "FP32", struct.pack("<f", number))
+    _add(request, "seed", "UINT64", struct.pack("<Q", g.seed))
+    for name in ("streaming", "exclude_input_in_output", *(["return_log_probs"] if g.log_probs else [])):
+        _add(request, name, "BOOL", b"\1")
+    for name in ("output_ids", *(["output_log_probs"] if g.log_probs else [])):
+        request.outputs.add(name=name)
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    return request
+
+
+def _add(request: Any, name: str, datatype: str, raw: bytes, count: int = 1) -> None:
+    request.inputs.add(name=name, datatype=datatype, shape=(1, count))
+    request.raw_input_contents.append(raw)
+
+
+def _is_final(reply: Any) -> bool:
+    return reply.infer_response.parameters["triton_final_response"].bool_param
+
+
+def _tokens(response: Any, final: bool) -> Tokens:
+    """Raw contents are read as they lie: making an array of each token would cost more than all the rest."""
+    ids: list[int] = []
+    log_probs: list[float] = []
+    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+        if output.name == "output_ids":
+            ids = memoryview(raw).cast("i").tolist()
+        elif output.name == "output_log_probs":
+            log_probs = memoryview(raw).cast("f").tolist()
+    return Tokens(ids, log_probs, final)
+
+
+def _engine_error(message: str) -> ApiError:
+    if "maximum queue size" in message or "queue is full" in message:
+        return unavailable(f"the engine's queue is full: {message}", "queue_full")
+    return ApiError(500, f"the engine refused the request: {message}", kind="server_error", code="engine_error")
+
+
+def _lost(error: Any) -> ApiError:
+    what = error.details() if isinstance(error, grpc.RpcError) else str(error)
+    return unavailable(f"the engine cannot be reached: {what}", "engine_unavailable")

@@ -1,0 +1,132 @@
+"""One completion over HTTP: streamed or whole, told in-band when it cannot go on, cancelled when its client leaves."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+
+from starlette.types import Message, Receive, Scope, Send
+
+from frontend import metrics
+from frontend.completion import Sequence
+from frontend.errors import ApiError, unavailable
+from frontend.formats import DONE, Format, Piece, Usage
+
+EVENT_STREAM = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class CompletionResponse:
+    """An ASGI response. `ended` is called once with the status and the tokens of the answer, however it ends."""
+
+    def __init__(
+        self,
+        sequences: list[Sequence],
+        form: Format,
+        *,
+        prompt_tokens: int,
+        stream: bool,
+        ended: Callable[[int, int], None],
+    ) -> None:
+        self._sequences, self._form, self._prompt_tokens = sequences, form, prompt_tokens
+        self._stream, self._ended = stream, ended
+        self._started = False
+        self._cut_off = False
+        self._status = 200
+        self._work: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        began = time.perf_counter()
+        self._work = asyncio.create_task(self._answer(send))
+        leaves = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait([self._work, leaves], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaves.cancel()
+            if not self._work.done():
+                self._status = 499
+                self._work.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._work
+            metrics.duration.observe(time.perf_counter() - began)
+            self._ended(self._status, sum(sequence.tokens for sequence in self._sequences))
+
+    def cut_off(self) -> None:
+        """End now and tell the client why."""
+        if self._work and not self._work.done():
+            self._cut_off = True
+            self._work.cancel()
+
+    async def _answer(self, send: Send) -> None:
+        try:
+            pieces: list[list[Piece]] = [[] for _ in self._sequences]
+            if len(self._sequences) == 1:
+                await self._choice(0, send, pieces[0])
+            else:
+                await self._all_choices(send, pieces)
+            usage = Usage(self._prompt_tokens, sum(sequence.tokens for sequence in self._sequences))
+            if self._stream:
+                await send(_body(self._form.closing(usage)))
+            else:
+                await _whole(send, 200, {"content-type": "application/json"}, self._form.body(pieces, usage))
+        except asyncio.CancelledError:
+            if not self._cut_off:
+                raise
+            await self._fail(send, unavailable("the server shuts down: send the request again", "shutting_down"))
+        except ApiError as error:
+            await self._fail(send, error)
+
+    async def _all_choices(self, send: Send, pieces: list[list[Piece]]) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index, kept in enumerate(pieces):
+                    group.create_task(self._choice(index, send, kept))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def _choice(self, index: int, send: Send, kept: list[Piece]) -> None:
+        event, first = self._form.event, True
+        async with aclosing(self._sequences[index].pieces()) as pieces:
+            async for piece in pieces:
+                if not self._stream:
+                    kept.append(piece)
+                    continue
+                data = event(index, piece)
+                if first:
+                    first = False
+                    data = self._form.opening(index) + data
+                    await self._start(send)
+                await send(_body(data, more=True))
+
+    async def _start(self, send: Send) -> None:
+        """Only with the first token: until then a failure has a status of its own."""
+        if not self._started:
+            self._started = True
+            await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
+
+    async def _fail(self, send: Send, error: ApiError) -> None:
+        self._status = error.status
+        if self._started:
+            await send(_body(b"data: " + error.body() + b"\n\n" + DONE))
+        else:
+            await _whole(send, error.status, error.headers(), error.body())
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _body(data: bytes, *, more: bool = False) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+async def _whole(send: Send, status: int, headers: dict[str, str], body: bytes) -> None:
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    raw.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send(_body(body))
