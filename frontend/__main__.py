@@ -13,7 +13,7 @@ import ipaddress
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -43,7 +43,7 @@ class _Server(uvicorn.Server):
     """Signals drain first; uvicorn alone would close its sockets at once, and cut every stream."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Generator[None]:
         yield
 
 
@@ -96,7 +96,7 @@ def _listener(options: argparse.Namespace) -> socket.socket:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m frontend", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="python -m frontend", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--grpc", required=True, metavar="HOST:PORT", help="Triton's gRPC endpoint")
     parser.add_argument("--model", required=True, metavar="NAME", help="the name that clients ask for")
     parser.add_argument("--tokenizer", required=True, type=Path, metavar="DIR", help="the engine's tokenizer folder")

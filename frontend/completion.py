@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from frontend import metrics
 from frontend.detokenizer import Detokenizer, StopStrings
-from frontend.engine import Engine, Generation
+from frontend.engine import Engine, Generation, Metadata
 from frontend.errors import ApiError
 from frontend.formats import LogProb, Piece
 from frontend.requests import ChatRequest, CompletionRequest
@@ -32,19 +32,21 @@ class Model:
 class Sequence:
     """One choice of an answer."""
 
-    def __init__(self, model: Model, generation: Generation, stops: list[str], metadata: tuple[tuple[str, str], ...]):
-        self._model, self._generation, self._stops, self._metadata = model, generation, stops, metadata
+    def __init__(self, model: Model, generation: Generation, stops: list[str], metadata: Metadata) -> None:
+        self._model, self._generation, self._stops = model, generation, stops
+        self._answer = model.engine.answer(generation, metadata)
         self.tokens = 0
+        self.stop = self._answer.stop
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """The text as it comes; the last piece says why it ends. Raises ApiError."""
+        """The text as it comes; the last piece says why it ends, where it was not stopped. Raises ApiError."""
         model, asked = self._model, self._generation
         text, stops = Detokenizer(model.tokenizer.decode), StopStrings(self._stops)
         observe, counted = metrics.inter_token.observe, metrics.completion_tokens.inc
         last = started = time.perf_counter()
         metrics.waiting.inc()
         try:
-            async with aclosing(model.engine.generate(asked, self._metadata)) as answer:
+            async with aclosing(self._answer.tokens()) as answer:
                 async for ids, log_probs, final in answer:
                     now = time.perf_counter()
                     if last == started:
@@ -102,7 +104,7 @@ def sequences_of(
     model: Model,
     request: ChatRequest | CompletionRequest,
     prompts: list[list[int]],
-    metadata: tuple[tuple[str, str], ...],
+    metadata: Metadata,
 ) -> list[Sequence]:
     """n sequences of each prompt, with seeds in a row so that the choices differ and come again."""
     choices = request.n or 1

@@ -4,7 +4,8 @@ import asyncio
 import secrets
 import struct
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from frontend.errors import ApiError, unavailable
 # protobuf makes its classes at import, and grpc.aio has no annotations: no type checker sees them.
 pb: Any = service_pb2
 aio: Any = grpc.aio
+Metadata = tuple[tuple[str, str], ...]
 SERVICE = "/inference.GRPCInferenceService/"
 STOP_SECONDS = 5.0
 OPTIONS = [
@@ -57,7 +59,7 @@ class Engine:
     """One for a process. Streams are kept for the requests that follow: opening one costs as much as several tokens."""
 
     def __init__(self, address: str, model: str, silence_seconds: float) -> None:
-        self._model, self._silence_seconds = model, silence_seconds
+        self.model, self.silence_seconds = model, silence_seconds
         self._channel = aio.insecure_channel(address, options=OPTIONS)
         self._stream = self._channel.stream_stream(
             SERVICE + "ModelStreamInfer",
@@ -69,8 +71,8 @@ class Engine:
             request_serializer=pb.ModelReadyRequest.SerializeToString,
             response_deserializer=pb.ModelReadyResponse.FromString,
         )
-        self._idle: list[Any] = []
-        self._heard: dict[Any, float] = {}  # streams that generate, and when they last gave something
+        self.idle: list[Any] = []
+        self.heard: dict[Any, float] = {}  # streams that generate, and when they last gave something
         self._tasks: set[asyncio.Task[None]] = set()
         # The C++ backend reads a request id with stoul; two frontends of one engine must not share ids.
         self._last_id = secrets.randbelow(2**62)
@@ -78,55 +80,21 @@ class Engine:
     async def ready(self) -> bool:
         """Whether the model answers now."""
         try:
-            return (await self._ready(pb.ModelReadyRequest(name=self._model), timeout=2)).ready
+            return (await self._ready(pb.ModelReadyRequest(name=self.model), timeout=2)).ready
         except grpc.RpcError:
             return False
 
-    async def generate(
-        self, generation: Generation, metadata: tuple[tuple[str, str], ...] = ()
-    ) -> AsyncGenerator[Tokens, None]:
-        """The answer's tokens; closed early, the engine is told to stop. Raises ApiError."""
+    def answer(self, generation: Generation, metadata: Metadata = ()) -> "Answer":
+        """One generation, which begins when its tokens are asked for."""
         self._last_id += 1
-        request = _message(self._model, str(self._last_id), generation)
-        call = self._open(metadata)
-        ended = False
-        self._heard[call] = time.monotonic()
-        try:
-            await call.write(request)
-            while not ended:
-                reply = await call.read()
-                if reply is aio.EOF:
-                    ended = True
-                    raise unavailable("the engine ended the stream: send the request again", "engine_unavailable")
-                self._heard[call] = time.monotonic()
-                ended = _is_final(reply) or bool(reply.error_message)
-                if reply.error_message:
-                    raise _engine_error(reply.error_message)
-                yield _tokens(reply.infer_response, ended)
-            if not metadata:
-                self._idle.append(call)
-        except (grpc.RpcError, asyncio.InvalidStateError) as error:
-            ended = True
-            raise _lost(error) from None
-        except asyncio.CancelledError:
-            if not call.cancelled():
-                raise
-            # The watch over silent streams cancelled it, not the caller.
-            ended = True
-            raise unavailable(f"the engine gave nothing for {self._silence_seconds:g} s", "engine_stalled") from None
-        finally:
-            del self._heard[call]
-            if not ended:
-                self._spawn(self._stop(call, request.id))
-            elif metadata:
-                call.cancel()
+        return Answer(self, _message(self.model, str(self._last_id), generation), metadata)
 
     async def watch(self) -> None:
         """Cancels streams whose engine is silent, for as long as the process lives."""
         while True:
-            await asyncio.sleep(self._silence_seconds / 10)
-            limit = time.monotonic() - self._silence_seconds
-            for call in [call for call, heard in self._heard.items() if heard < limit]:
+            await asyncio.sleep(self.silence_seconds / 10)
+            limit = time.monotonic() - self.silence_seconds
+            for call in [call for call, heard in self.heard.items() if heard < limit]:
                 call.cancel()
 
     async def close(self) -> None:
@@ -134,39 +102,103 @@ class Engine:
             await asyncio.wait(self._tasks, timeout=STOP_SECONDS)
         await self._channel.close()
 
-    def _open(self, metadata: tuple[tuple[str, str], ...]) -> Any:
+    def open(self, metadata: Metadata) -> Any:
         # Triton takes a trace's parent from the metadata of a stream, so a traced request has one of its own.
-        while self._idle and not metadata:
-            call = self._idle.pop()
+        while self.idle and not metadata:
+            call = self.idle.pop()
             if not call.done():
                 return call
         return self._stream(metadata=metadata)
 
-    async def _stop(self, call: Any, request_id: str) -> None:
-        """Ends a request in the engine by upstream's stop request, which is safe at any moment; then its stream."""
-        stop = pb.ModelInferRequest(model_name=self._model, id=request_id)
-        for name in ("input_ids", "input_lengths", "request_output_len"):
-            _add(stop, name, "INT32", b"\0\0\0\0")
-        _add(stop, "stop", "BOOL", b"\1")
-        stop.parameters["triton_enable_empty_final_response"].bool_param = True
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await call.write(stop)
-                finals = 0
-                while finals < 2:
-                    reply = await call.read()
-                    if reply is aio.EOF:
-                        break
-                    finals += _is_final(reply) or bool(reply.error_message)
-        except (grpc.RpcError, asyncio.InvalidStateError, TimeoutError):
-            pass
-        finally:
-            call.cancel()
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+class Answer:
+    """The tokens of one generation. It is ended early by a stop request, as upstream's clients do: cancelling a gRPC
+    stream whose request runs now and then crashed Triton 2.51."""
+
+    def __init__(self, engine: Engine, request: Any, metadata: Metadata) -> None:
+        self._engine, self._request, self._metadata = engine, request, metadata
+        self._call: Any = None
+        self._finals = 1  # to come: the generation's, and that of a stop request
+        self.stopped = False
+
+    async def tokens(self) -> AsyncGenerator[Tokens, None]:
+        """As they come, until the end or a stop; closed early, the engine is told to stop. Raises ApiError."""
+        if self.stopped:
+            return
+        engine = self._engine
+        call = self._call = engine.open(self._metadata)
+        engine.heard[call] = time.monotonic()
+        try:
+            await call.write(self._request)
+            while self._finals:
+                reply = await call.read()
+                if reply is aio.EOF:
+                    raise unavailable("the engine ended the stream: send the request again", "engine_unavailable")
+                engine.heard[call] = time.monotonic()
+                final = self._count(reply)
+                if self.stopped:
+                    continue
+                if reply.error_message:
+                    raise _engine_error(reply.error_message)
+                yield _tokens(reply.infer_response, final)
+        except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            raise _lost(error) from None
+        except asyncio.CancelledError:
+            if asyncio.current_task().cancelling():  # pyright: ignore[reportOptionalMemberAccess]
+                raise
+            # Not the caller was cancelled but the stream, by the watch over silent ones.
+            raise unavailable(f"the engine is silent for {engine.silence_seconds:g} s", "engine_stalled") from None
+        finally:
+            del engine.heard[call]
+            self._call = None
+            if self._finals and not call.done():
+                engine.spawn(self._finish(call))
+            else:
+                self._release(call)
+
+    def stop(self) -> None:
+        """Ask the engine to end; `tokens` ends when it has."""
+        if not self.stopped and self._call is not None:
+            self._finals += 1
+            self._engine.spawn(self._send_stop(self._call))
+        self.stopped = True
+
+    async def _finish(self, call: Any) -> None:
+        """Nobody reads any more: stop, and read to the end so that the stream can serve the next request."""
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                if not self.stopped:
+                    self._finals += 1
+                    await self._send_stop(call)
+                while self._finals:
+                    reply = await call.read()
+                    if reply is aio.EOF:
+                        return
+                    self._count(reply)
+        except (grpc.RpcError, asyncio.InvalidStateError, TimeoutError):
+            call.cancel()
+        else:
+            self._release(call)
+
+    async def _send_stop(self, call: Any) -> None:
+        with suppress(grpc.RpcError, asyncio.InvalidStateError):
+            await call.write(_stop_message(self._engine.model, self._request.id))
+
+    def _release(self, call: Any) -> None:
+        if call.done() or self._metadata:
+            call.cancel()
+        else:
+            self._engine.idle.append(call)
+
+    def _count(self, reply: Any) -> bool:
+        final = bool(reply.error_message) or reply.infer_response.parameters["triton_final_response"].bool_param
+        self._finals -= final
+        return final
 
 
 def _message(model: str, request_id: str, generation: Generation) -> Any:
@@ -202,13 +234,19 @@ def _message(model: str, request_id: str, generation: Generation) -> Any:
     return request
 
 
+def _stop_message(model: str, request_id: str) -> Any:
+    """A stop, with the tensors that the engine requires of every request."""
+    stop = pb.ModelInferRequest(model_name=model, id=request_id)
+    for name in ("input_ids", "input_lengths", "request_output_len"):
+        _add(stop, name, "INT32", b"\0\0\0\0")
+    _add(stop, "stop", "BOOL", b"\1")
+    stop.parameters["triton_enable_empty_final_response"].bool_param = True
+    return stop
+
+
 def _add(request: Any, name: str, datatype: str, raw: bytes, count: int = 1) -> None:
     request.inputs.add(name=name, datatype=datatype, shape=(1, count))
     request.raw_input_contents.append(raw)
-
-
-def _is_final(reply: Any) -> bool:
-    return reply.infer_response.parameters["triton_final_response"].bool_param
 
 
 def _tokens(response: Any, final: bool) -> Tokens:
@@ -219,7 +257,7 @@ def _tokens(response: Any, final: bool) -> Tokens:
         if output.name == "output_ids":
             ids = memoryview(raw).cast("i").tolist()
         elif output.name == "output_log_probs":
-            log_probs = memoryview(raw).cast("f").tolist()
+            log_probs = list[float](memoryview(raw).cast("f"))
     return Tokens(ids, log_probs, final)
 
 

@@ -1,6 +1,6 @@
 """API keys: only their SHA-256 is stored, and the file is read again when it changes.
 
-    {"keys": [{"name": "team-a", "sha256": "…", "requests_per_minute": 60, "tokens_per_minute": 100000}]}
+{"keys": [{"name": "team-a", "sha256": "…", "requests_per_minute": 60, "tokens_per_minute": 100000}]}
 """
 
 import hashlib

@@ -10,8 +10,6 @@ tokens = Counter("frontend_tokens", "Tokens of prompts and of answers.", ["kind"
 prompt_tokens, completion_tokens = tokens.labels("prompt"), tokens.labels("completion")
 in_flight = Gauge("frontend_sequences_in_flight", "Sequences asked of the engine, waiting or running.")
 waiting = Gauge("frontend_sequences_waiting", "Sequences without a first token yet: the queue.")
-first_token = Histogram(
-    "frontend_time_to_first_token_seconds", "From request to first token.", buckets=LATENCY_BUCKETS
-)
+first_token = Histogram("frontend_time_to_first_token_seconds", "From request to first token.", buckets=LATENCY_BUCKETS)
 inter_token = Histogram("frontend_inter_token_latency_seconds", "Between tokens of a sequence.", buckets=TOKEN_BUCKETS)
 duration = Histogram("frontend_request_duration_seconds", "From request to end of answer.", buckets=LATENCY_BUCKETS)

@@ -146,7 +146,7 @@ class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
 
 
 AnyRequest = ChatRequest | CompletionRequest
-T = TypeVar("T", ChatRequest, CompletionRequest)
+T = TypeVar("T", bound=AnyRequest)
 
 
 def decoded(body: bytes, kind: type[T]) -> T:

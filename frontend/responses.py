@@ -3,12 +3,13 @@
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 
 from starlette.types import Message, Receive, Scope, Send
 
 from frontend import metrics
 from frontend.completion import Sequence
+from frontend.engine import STOP_SECONDS
 from frontend.errors import ApiError, unavailable
 from frontend.formats import DONE, Format, Piece, Usage
 
@@ -34,32 +35,37 @@ class CompletionResponse:
         self._sequences, self._form, self._prompt_tokens = sequences, form, prompt_tokens
         self._stream, self._ended = stream, ended
         self._started = False
-        self._cut_off = False
+        self._cut_off: ApiError | None = None
         self._status = 200
-        self._work: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         del scope
         began = time.perf_counter()
-        self._work = asyncio.create_task(self._answer(send))
+        work = asyncio.create_task(self._answer(send))
         leaves = asyncio.create_task(_disconnected(receive))
         try:
-            await asyncio.wait([self._work, leaves], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([work, leaves], return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                self._status = 499
+                self._stop()
+                await asyncio.wait([work], timeout=2 * STOP_SECONDS)
         finally:
             leaves.cancel()
-            if not self._work.done():
-                self._status = 499
-                self._work.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._work
+            work.cancel()
+            await asyncio.wait([work])
             metrics.duration.observe(time.perf_counter() - began)
             self._ended(self._status, sum(sequence.tokens for sequence in self._sequences))
+        if not work.cancelled():
+            work.result()
 
     def cut_off(self) -> None:
         """End now and tell the client why."""
-        if self._work and not self._work.done():
-            self._cut_off = True
-            self._work.cancel()
+        self._cut_off = unavailable("the server shuts down: send the request again", "shutting_down")
+        self._stop()
+
+    def _stop(self) -> None:
+        for sequence in self._sequences:
+            sequence.stop()
 
     async def _answer(self, send: Send) -> None:
         try:
@@ -68,15 +74,15 @@ class CompletionResponse:
                 await self._choice(0, send, pieces[0])
             else:
                 await self._all_choices(send, pieces)
+            if self._cut_off:
+                raise self._cut_off
+            if self._status != 200:
+                return
             usage = Usage(self._prompt_tokens, sum(sequence.tokens for sequence in self._sequences))
             if self._stream:
                 await send(_body(self._form.closing(usage)))
             else:
                 await _whole(send, 200, {"content-type": "application/json"}, self._form.body(pieces, usage))
-        except asyncio.CancelledError:
-            if not self._cut_off:
-                raise
-            await self._fail(send, unavailable("the server shuts down: send the request again", "shutting_down"))
         except ApiError as error:
             await self._fail(send, error)
 

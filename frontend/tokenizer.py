@@ -78,8 +78,7 @@ def _compiled(template: Any) -> Template | None:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    environment.globals["raise_exception"] = _raise_exception
-    return environment.from_string(template)
+    return environment.from_string(template, globals={"raise_exception": _raise_exception})
 
 
 def _raise_exception(message: str) -> None:

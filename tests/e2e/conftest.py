@@ -59,8 +59,8 @@ def served(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     assert smollm2_gguf.exists()
     state_dir = tmp_path_factory.mktemp("fleet")
     log = state_dir / "serve.log"
-    ports = free_ports(3)
-    flags = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
+    ports = free_ports(4)
+    flags = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics", "frontend"), ports, strict=True)]
     command = [sys.executable, "-m", "fleet", "serve", "local", f"--state-dir={state_dir}", *flags]
     with log.open("w") as output:
         process = subprocess.Popen(

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from model_repo.render import render, write
 from planner.plan import plan_values
@@ -33,7 +34,7 @@ def stub_repository(engine: Path, out: Path, *, models: tuple[str, ...] = ("tens
     return out
 
 
-def ended_requests(triton: TritonProcess) -> list[dict]:
+def ended_requests(triton: TritonProcess) -> list[dict[str, Any]]:
     """What the stub wrote down of the requests that ended."""
     path = triton.repository / "tensorrt_llm/1/requests.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -6,6 +6,7 @@ when each token left (CLOCK_MONOTONIC, paced requests only), and how many did wh
 """
 
 import json
+import secrets
 import threading
 import time
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
             given = {tensor.name(): tensor.as_numpy().reshape(-1).copy() for tensor in request.inputs()}
-            sender, name = request.get_response_sender(), request.request_id()
+            sender, name = request.get_response_sender(), request.request_id() or secrets.token_hex(8)
             with self.changed:
                 if "stop" in given:
                     if name in self.running:
