@@ -86,6 +86,7 @@ def _frontend(model: ModelPlan, args: argparse.Namespace, prepared: Prepared) ->
         "model": model.name,
         "tokenizer": prepared.engine.resolve() / "tokenizer",
         "max-seq-len": model.config.max_seq_len,
+        "max-sequences": model.config.max_batch_size + model.config.serving.max_queue_size,
         "port": args.frontend_port,
     }
     command = [sys.executable, "-m", "frontend", *(f"--{name}={value}" for name, value in flags.items())]
