@@ -14,6 +14,7 @@ import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import content_type_conformance, status_code_conformance
 
@@ -206,6 +207,9 @@ def test_fuzz_from_its_own_description(frontend):
     statuses = collections.Counter[int]()
 
     def once(case: schemathesis.Case) -> None:
+        if isinstance(case.body, dict):
+            # To get past the model's name; and the stub makes long answers of many, and pauses of min_tokens.
+            case.body |= {"model": "smollm2", "max_tokens": 3, "min_tokens": 0}
         response = case.call(base_url=frontend.url, timeout=20)
         statuses[response.status_code] += 1
         assert response.status_code < 500, (case.as_curl_command(), response.text)
@@ -216,6 +220,7 @@ def test_fuzz_from_its_own_description(frontend):
     for operation in operations:
         for mode in GenerationMode:
             strategy = operation.as_strategy(generation_mode=mode)
-            bounded(given(case=strategy)(once))()
+            with contextlib.suppress(Unsatisfiable):  # nothing can be wrong about a request without parameters
+                bounded(given(case=strategy)(once))()
     print(f"\n{sum(statuses.values())} requests to {len(operations)} operations: {dict(statuses)}")
     assert statuses[200] > 0 < statuses[400]
