@@ -36,6 +36,7 @@ class Sequence:
         self._model, self._generation, self._stops = model, generation, stops
         self._answer = model.engine.answer(generation, metadata)
         self.tokens = 0
+        self.finished = False
         self.stop = self._answer.stop
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
@@ -70,6 +71,7 @@ class Sequence:
                         finish = "stop" if ended or self.tokens < asked.max_tokens else "length"
                         piece += stops.flush()
                     drawn = [LogProb(model.tokenizer.token(i), p) for i, p in zip(ids, log_probs, strict=False)]
+                    self.finished = finish is not None
                     if piece or drawn or finish:
                         yield Piece(piece, drawn, finish)
                     if finish:

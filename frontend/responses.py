@@ -5,19 +5,14 @@ import time
 from collections.abc import Callable
 from contextlib import aclosing
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from frontend import metrics
 from frontend.completion import Sequence
 from frontend.engine import STOP_SECONDS
 from frontend.errors import ApiError, unavailable
+from frontend.events import EventWriter
 from frontend.formats import DONE, Format, Piece, Usage
-
-EVENT_STREAM = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
 
 
 class CompletionResponse:
@@ -34,7 +29,6 @@ class CompletionResponse:
     ) -> None:
         self._sequences, self._form, self._prompt_tokens = sequences, form, prompt_tokens
         self._stream, self._ended = stream, ended
-        self._started = False
         self._cut_off: ApiError | None = None
         self._status = 200
 
@@ -68,58 +62,46 @@ class CompletionResponse:
             sequence.stop()
 
     async def _answer(self, send: Send) -> None:
+        writer = EventWriter(send)
         try:
             pieces: list[list[Piece]] = [[] for _ in self._sequences]
             if len(self._sequences) == 1:
-                await self._choice(0, send, pieces[0])
+                await self._choice(0, writer, pieces[0])
             else:
-                await self._all_choices(send, pieces)
-            if self._cut_off:
-                raise self._cut_off
-            if self._status != 200:
-                return
+                await self._all_choices(writer, pieces)
+            if not all(sequence.finished for sequence in self._sequences):
+                raise self._cut_off or unavailable("the client left", "client_left")
             usage = Usage(self._prompt_tokens, sum(sequence.tokens for sequence in self._sequences))
             if self._stream:
-                await send(_body(self._form.closing(usage)))
+                await writer.close(self._form.closing(usage))
             else:
                 await _whole(send, 200, {"content-type": "application/json"}, self._form.body(pieces, usage))
         except ApiError as error:
-            await self._fail(send, error)
+            if self._status == 200:
+                self._status = error.status
+            if writer.started:
+                await writer.close(b"data: " + error.body() + b"\n\n" + DONE)
+            else:
+                await _whole(send, error.status, error.headers(), error.body())
 
-    async def _all_choices(self, send: Send, pieces: list[list[Piece]]) -> None:
+    async def _all_choices(self, writer: EventWriter, pieces: list[list[Piece]]) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 for index, kept in enumerate(pieces):
-                    group.create_task(self._choice(index, send, kept))
+                    group.create_task(self._choice(index, writer, kept))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    async def _choice(self, index: int, send: Send, kept: list[Piece]) -> None:
-        event, first = self._form.event, True
+    async def _choice(self, index: int, writer: EventWriter, kept: list[Piece]) -> None:
+        """Streams start with their first token: until then a failure has a status of its own."""
+        event, opening = self._form.event, self._form.opening(index)
         async with aclosing(self._sequences[index].pieces()) as pieces:
             async for piece in pieces:
-                if not self._stream:
+                if self._stream:
+                    await writer.write(opening + event(index, piece))
+                    opening = b""
+                else:
                     kept.append(piece)
-                    continue
-                data = event(index, piece)
-                if first:
-                    first = False
-                    data = self._form.opening(index) + data
-                    await self._start(send)
-                await send(_body(data, more=True))
-
-    async def _start(self, send: Send) -> None:
-        """Only with the first token: until then a failure has a status of its own."""
-        if not self._started:
-            self._started = True
-            await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
-
-    async def _fail(self, send: Send, error: ApiError) -> None:
-        self._status = error.status
-        if self._started:
-            await send(_body(b"data: " + error.body() + b"\n\n" + DONE))
-        else:
-            await _whole(send, error.status, error.headers(), error.body())
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -127,12 +109,8 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def _body(data: bytes, *, more: bool = False) -> Message:
-    return {"type": "http.response.body", "body": data, "more_body": more}
-
-
 async def _whole(send: Send, status: int, headers: dict[str, str], body: bytes) -> None:
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     raw.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": raw})
-    await send(_body(body))
+    await send({"type": "http.response.body", "body": body})

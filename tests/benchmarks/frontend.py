@@ -34,7 +34,7 @@ STREAMS, TOKENS, PACE_MS = 16, 128, 25
 MODELS = ("ensemble", "tensorrt_llm_bls", "preprocessing", "postprocessing", "tensorrt_llm")
 # As many tokens as words, and none of them a part of a character: every token is a piece of text to every contender.
 PROMPT = " one two three four five six seven eight nine ten eleven twelve"
-ENGINE = "tensorrt_llm, no text"
+ENGINE, BLS = "tensorrt_llm, no text", "tensorrt_llm_bls, upstream's way"
 grpc: Any = tritonclient.grpc.aio
 Stream = Callable[[int, int], Awaitable[list[float]]]
 
@@ -58,6 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         engine = build(Path(scratch) / "engine")
         repository = stub_repository(engine, Path(scratch) / "repository", models=MODELS)
+        add_upstream_bls(repository)
         triton = TritonProcess(repository, Path(scratch) / "cache")
         try:
             triton.wait_ready(180)
@@ -69,6 +70,15 @@ def main() -> None:
         finally:
             triton.stop()
     report(rounds, args.json)
+
+
+def add_upstream_bls(repository: Path) -> None:
+    """Beside the repository's own, with the same tensors and as many instances."""
+    model = repository / "upstream_bls"
+    (model / "1").mkdir(parents=True)
+    config = (repository / "tensorrt_llm_bls" / "config.pbtxt").read_text()
+    (model / "config.pbtxt").write_text(config.replace('"tensorrt_llm_bls"', '"upstream_bls"', 1))
+    (model / "1" / "model.py").write_bytes(Path(__file__).with_name("upstream_bls.py").read_bytes())
 
 
 def build(out: Path) -> Path:
@@ -85,7 +95,8 @@ async def measure(triton: TritonProcess, frontend: FrontendProcess, rounds: int)
     contenders: dict[str, Stream] = {
         ENGINE: lambda seed, pace: engine_stream(client, seed, pace),
         "ensemble": lambda seed, pace: triton_stream(client, "ensemble", seed, pace),
-        "tensorrt_llm_bls": lambda seed, pace: triton_stream(client, "tensorrt_llm_bls", seed, pace),
+        BLS: lambda seed, pace: triton_stream(client, "upstream_bls", seed, pace),
+        "tensorrt_llm_bls of model_repo": lambda seed, pace: triton_stream(client, "tensorrt_llm_bls", seed, pace),
         "frontend": lambda seed, pace: http_stream(frontend.port, seed, pace),
     }
     for stream in contenders.values():
@@ -173,19 +184,34 @@ async def http_stream(port: int, seed: int, pace: int) -> list[float]:
     body = {"model": "smollm2", "prompt": PROMPT, "max_tokens": TOKENS, "seed": seed, "stream": True}
     content = json.dumps(body | {"min_tokens": pace}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n"
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(head.encode() + content)
-    times, pieces, rest, done = list[float](), list[str](), b"", False
-    while not done:
-        *lines, rest = (rest + await reader.read(1 << 16)).split(b"\n")
+    client = HttpClient()
+    transport, _ = await asyncio.get_running_loop().create_connection(lambda: client, "127.0.0.1", port)
+    transport.write(head.encode() + content)
+    await client.done
+    transport.close()
+    return check(client.times, "".join(client.pieces))
+
+
+class HttpClient(asyncio.Protocol):
+    """Reads one answer's events."""
+
+    def __init__(self) -> None:
+        self.times, self.pieces, self.rest = list[float](), list[str](), b""
+        self.done = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self.rest = (self.rest + data).split(b"\n")
         at = time.monotonic()
         for line in lines:
             if line.startswith(b"data: {"):
-                pieces.append(EVENT.decode(line[6:]).choices[0].text)
-                times.append(at)
-            done = done or line == b"data: [DONE]"
-    writer.close()
-    return check(times, "".join(pieces))
+                self.pieces.append(EVENT.decode(line[6:]).choices[0].text)
+                self.times.append(at)
+            elif line == b"data: [DONE]":
+                self.done.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(exc or ConnectionError("the answer was cut"))
 
 
 def check(times: list[float], text: str) -> list[float]:
@@ -214,7 +240,7 @@ def report(rounds: list[dict[str, dict[str, float]]], as_json: bool) -> None:
             name,
             f"{statistics.median(of['tokens_per_s']):,.0f}",
             ratio("ensemble"),
-            ratio("tensorrt_llm_bls"),
+            ratio(BLS),
             f"{statistics.median(of['p50_ms']):.2f} ms",
             f"{statistics.median(of['p99_ms']):.2f} ms",
             f"{statistics.median(added):.2f} ms",
