@@ -22,9 +22,9 @@ import uvloop
 from frontend.app import Frontend
 from frontend.completion import Model
 from frontend.engine import Engine
+from frontend.errors import Refusal
 from frontend.keys import Keys
 from frontend.tokenizer import ModelTokenizer
-from runtime.errors import Refusal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,10 +1,17 @@
-"""Errors as OpenAI's clients expect them."""
+"""Errors as OpenAI's clients expect them, and the one that a person meets who starts the frontend."""
 
 from typing import Any
 
 import msgspec
 
 RETRY_SECONDS = 1
+
+
+class Refusal(Exception):
+    """Why the process does not start: what is wrong, what it would have cost, how to fix it."""
+
+    def __init__(self, what: str, consequence: str, fix: str) -> None:
+        super().__init__(f"{what}\n  consequence: {consequence}\n  fix: {fix}")
 
 
 class ApiError(Exception):

@@ -12,8 +12,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from frontend.errors import ApiError
-from runtime.errors import Refusal
+from frontend.errors import ApiError, Refusal
 
 
 class Key(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -8,8 +8,7 @@ from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from frontend.errors import ApiError
-from runtime.errors import Refusal
+from frontend.errors import ApiError, Refusal
 
 REPLACEMENT = "\ufffd"
 

@@ -3,8 +3,10 @@
     .venv/bin/python -m tests.benchmarks.frontend [--rounds 5] [--json]
 
 The engine is a stub: 128 tokens for each of 16 concurrent streams. First as fast as they come: tokens/s as the clients
-see them. Then one token each 25 ms in every stream, the streams out of step: the time from the moment the engine gives
-a token to the moment a client has its text. Every round runs all contenders one after another; ratios are of one round.
+see them, and the processor time that all processes together take for a token. Then one token each 25 ms in every
+stream, the streams out of step: the time from the moment the engine gives a token to the moment a client has its text;
+"added" is what that is above the engine's own stream, which has no text. Every round runs all contenders one after
+another, and ratios are of one round.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import psutil
 import tritonclient.grpc.aio
 import uvloop
 from rich.console import Console
@@ -109,17 +112,25 @@ async def measure(triton: TritonProcess, frontend: FrontendProcess, rounds: int)
             seeds = range(seed + 1, seed + 2 * STREAMS + 1)
             seed = seeds[-1]
             fast, paced = seeds[:STREAMS], seeds[STREAMS:]
-            started = time.perf_counter()
+            started, used = time.perf_counter(), processor_seconds(triton, frontend)
             arrived = await asyncio.gather(*(contenders[name](one, 0) for one in fast))
-            rate = sum(map(len, arrived)) / (time.perf_counter() - started)
+            tokens, seconds = sum(map(len, arrived)), time.perf_counter() - started
+            spent = (processor_seconds(triton, frontend) - used) / tokens * 1e6
             arrived = dict(
                 zip(paced, await asyncio.gather(*(late(contenders[name], one) for one in paced)), strict=True)
             )
             added = added_ms(triton, arrived)
             p50, p99 = float(np.percentile(added, 50)), float(np.percentile(added, 99))
-            results[-1][name] = {"tokens_per_s": rate, "p50_ms": p50, "p99_ms": p99}
+            results[-1][name] = {"tokens_per_s": tokens / seconds, "cpu_us": spent, "p50_ms": p50, "p99_ms": p99}
     await client.close()
     return results
+
+
+def processor_seconds(triton: TritonProcess, frontend: FrontendProcess) -> float:
+    """Of every process that has to do with a token: server, engine and other models, frontend, clients."""
+    server = psutil.Process(triton.process.pid)
+    processes = [server, *server.children(recursive=True), psutil.Process(frontend.process.pid), psutil.Process()]
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 async def late(stream: Stream, seed: int) -> list[float]:
@@ -225,7 +236,9 @@ def report(rounds: list[dict[str, dict[str, float]]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(rounds, indent=2))
         return
-    table = Table("", "tokens/s", "to ensemble", "to BLS", "p50", "p99", "added p50", "to ensemble", box=None)
+    table = Table(
+        "", "tokens/s", "to ensemble", "to BLS", "processor", "p50", "p99", "added p50", "to ensemble", box=None
+    )
     for name in rounds[0]:
         of = {key: [each[name][key] for each in rounds] for key in rounds[0][name]}
         added = [each[name]["p50_ms"] - each[ENGINE]["p50_ms"] for each in rounds]
@@ -241,6 +254,7 @@ def report(rounds: list[dict[str, dict[str, float]]], as_json: bool) -> None:
             f"{statistics.median(of['tokens_per_s']):,.0f}",
             ratio("ensemble"),
             ratio(BLS),
+            f"{statistics.median(of['cpu_us']):.0f} µs",
             f"{statistics.median(of['p50_ms']):.2f} ms",
             f"{statistics.median(of['p99_ms']):.2f} ms",
             f"{statistics.median(added):.2f} ms",
