@@ -264,6 +264,10 @@ def _tokens(response: Any, final: bool) -> Tokens:
 def _engine_error(message: str) -> ApiError:
     if "maximum queue size" in message or "queue is full" in message:
         return unavailable(f"the engine's queue is full: {message}", "queue_full")
+    if any(word in message for word in ("stopping", "not ready", "not found", "send the request again")):
+        return unavailable(f"the engine cannot serve now: {message}", "engine_unavailable")
+    if "KV cache" in message:
+        return ApiError(400, f"the request is larger than the engine: {message}", code="context_length_exceeded")
     return ApiError(500, f"the engine refused the request: {message}", kind="server_error", code="engine_error")
 
 

@@ -31,8 +31,8 @@ def start_frontend(triton: TritonProcess, engine: Path) -> Iterator[Callable[...
     """A function of command-line flags."""
     started: list[FrontendProcess] = []
 
-    def start(*flags: str) -> FrontendProcess:
-        started.append(FrontendProcess(triton.ports[1], engine / "tokenizer", *flags))
+    def start(*flags: str, wait: bool = True) -> FrontendProcess:
+        started.append(FrontendProcess(triton.ports[1], engine / "tokenizer", *flags, wait=wait))
         return started[-1]
 
     yield start

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -54,13 +53,18 @@ class FrontendProcess:
 
     def wait_ready(self, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                urllib.request.urlopen(f"{self.url}/readyz", timeout=5)
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        raise RuntimeError(f"the frontend is not ready: {self.stop()}")
+        while not self.answers("/readyz"):
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                raise RuntimeError(f"the frontend is not ready: {self.stop()}")
+            time.sleep(0.1)
+
+    def answers(self, path: str) -> bool:
+        """Whether a GET succeeds now."""
+        try:
+            urllib.request.urlopen(self.url + path, timeout=5)
+        except OSError:
+            return False
+        return True
 
     def stop(self) -> str:
         """What it printed."""

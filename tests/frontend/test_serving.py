@@ -50,8 +50,8 @@ def wait_for(condition, seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def all_have_begun(frontend: FrontendProcess) -> bool:
-    return metric(frontend, "frontend_sequences_waiting") == 0 < metric(frontend, "frontend_sequences_in_flight")
+def wait_for_first_tokens(frontend: FrontendProcess, count: int) -> None:
+    wait_for(lambda: metric(frontend, "frontend_time_to_first_token_seconds_count") == count)
 
 
 def write_keys(path, **limits_by_key: dict) -> None:
@@ -132,12 +132,14 @@ def test_keys_that_cannot_be_read_are_refused_at_start(engine, tmp_path, content
 
 def test_what_is_over_the_queue_is_refused_with_retry_after(start_frontend):
     frontend = start_frontend("--max-sequences=4")
-    threads, responses = in_background(frontend, slow(20, 50), 12)
+    threads, responses = in_background(frontend, slow(160, 50), 4)
+    wait_for_first_tokens(frontend, 4)
+    refused = [post(frontend) for _ in range(8)]
     for thread in threads:
         thread.join()
-    refused = [response for response in responses if response.status_code == 503]
 
-    assert len(refused) == 8
+    assert [response.status_code for response in responses] == [200] * 4
+    assert [response.status_code for response in refused] == [503] * 8
     assert all(response.headers["retry-after"] == "1" for response in refused)
     assert {response.json()["error"]["code"] for response in refused} == {"queue_full"}
     assert metric(frontend, "frontend_sequences_in_flight") == 0
@@ -184,9 +186,7 @@ def test_what_cannot_end_in_time_is_told_in_band(start_frontend, triton):
     frontend = start_frontend("--drain-seconds=0.5")
     streams, streamed = in_background(frontend, slow(1000, 50, stream=True), 2)
     wholes, whole = in_background(frontend, slow(1000, 50), 2)
-    wait_for(
-        lambda: metric(frontend, "frontend_sequences_waiting") == 0 < metric(frontend, "frontend_sequences_in_flight")
-    )
+    wait_for_first_tokens(frontend, 4)
     frontend.process.send_signal(signal.SIGTERM)
     for thread in (*streams, *wholes):
         thread.join()
@@ -210,9 +210,7 @@ def own_triton(engine, tmp_path):
 def test_a_dead_engine_is_503_and_a_stream_over_it_ends_with_an_error(own_triton, engine):
     frontend = FrontendProcess(own_triton.ports[1], engine / "tokenizer")
     threads, responses = in_background(frontend, slow(1000, 50, stream=True), 2)
-    wait_for(
-        lambda: metric(frontend, "frontend_sequences_waiting") == 0 < metric(frontend, "frontend_sequences_in_flight")
-    )
+    wait_for_first_tokens(frontend, 2)
     os.killpg(own_triton.process.pid, signal.SIGKILL)
     for thread in threads:
         thread.join()
@@ -233,9 +231,7 @@ def test_a_dead_engine_is_503_and_a_stream_over_it_ends_with_an_error(own_triton
 def test_a_stalled_engine_is_told_and_not_waited_for(own_triton, engine):
     frontend = FrontendProcess(own_triton.ports[1], engine / "tokenizer", "--silence-seconds=1")
     threads, responses = in_background(frontend, slow(1000, 50, stream=True), 1)
-    wait_for(
-        lambda: metric(frontend, "frontend_sequences_waiting") == 0 < metric(frontend, "frontend_sequences_in_flight")
-    )
+    wait_for_first_tokens(frontend, 1)
     os.kill(own_triton.process.pid, signal.SIGSTOP)
     try:
         threads[0].join(30)
@@ -262,3 +258,11 @@ def test_a_port_that_is_taken_is_refused(engine):
         frontend = FrontendProcess(1, engine / "tokenizer", f"--port={port}", wait=False)
         assert frontend.process.wait(30) == 2
     assert f"port {port}" in frontend.stop()
+
+
+def test_an_engine_that_is_not_loaded_is_503(start_frontend):
+    other = start_frontend("--engine-model=absent", wait=False)
+    wait_for(lambda: other.answers("/healthz"))
+
+    assert httpx.get(f"{other.url}/readyz").status_code == 503
+    assert (post(other).status_code, post(other).json()["error"]["code"]) == (503, "engine_unavailable")
