@@ -88,6 +88,7 @@ def _frontend(model: ModelPlan, args: argparse.Namespace, prepared: Prepared) ->
         "max-seq-len": model.config.max_seq_len,
         "max-sequences": model.config.max_batch_size + model.config.serving.max_queue_size,
         "port": args.frontend_port,
+        "state": prepared.run_dir / "state.json",
     }
     command = [sys.executable, "-m", "frontend", *(f"--{name}={value}" for name, value in flags.items())]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -122,7 +123,8 @@ def openai_example(model: str, port: int) -> str:
     question = {"model": model, "messages": [{"role": "user", "content": "What is Kubernetes?"}]}
     return (
         f"OpenAI:  curl localhost:{port}/v1/chat/completions -d '{json.dumps(question)}'\n"
-        f'         openai.OpenAI(base_url="http://localhost:{port}/v1", api_key="-")'
+        f'         openai.OpenAI(base_url="http://localhost:{port}/v1", api_key="-")\n'
+        f"page:    http://localhost:{port}/"
     )
 
 

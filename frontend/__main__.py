@@ -49,7 +49,8 @@ class _Server(uvicorn.Server):
 
 async def _serve(options: argparse.Namespace, keys: Keys, tokenizer: ModelTokenizer, listener: socket.socket) -> None:
     engine = Engine(options.grpc, options.engine_model, options.silence_seconds)
-    frontend = Frontend(Model(options.model, tokenizer, engine, options.max_seq_len), keys, options.max_sequences)
+    model = Model(options.model, tokenizer, engine, options.max_seq_len)
+    frontend = Frontend(model, keys, options.max_sequences, options.state)
     config = uvicorn.Config(
         frontend.app,
         http="httptools",
@@ -105,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=9000, help="(default: %(default)s)")
     parser.add_argument("--api-keys", type=Path, metavar="FILE", help="see frontend/keys.py; re-read when it changes")
+    parser.add_argument("--state", type=Path, metavar="FILE", help="the launcher's state.json, for the page")
     parser.add_argument("--no-auth", action="store_true", help="serve anybody who can reach the address")
     parser.add_argument(
         "--max-sequences", type=int, default=256, metavar="N", help="running and waiting; more is 503 (default: 256)"

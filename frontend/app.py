@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from frontend import metrics
+from frontend import metrics, page
 from frontend.completion import Model, prompts_of, sequences_of
 from frontend.errors import ApiError, unavailable
 from frontend.formats import ChatFormat, Format, TextFormat
@@ -47,10 +48,10 @@ class Admission:
 
 
 class Frontend:
-    """`app` is the ASGI application. At most `max_sequences` are in it at once."""
+    """`app` is the ASGI application, with at most `max_sequences` in it. `state` is the launcher's state.json."""
 
-    def __init__(self, model: Model, keys: Keys, max_sequences: int) -> None:
-        self._model, self._keys, self._created = model, keys, int(time.time())
+    def __init__(self, model: Model, keys: Keys, max_sequences: int, state: Path | None = None) -> None:
+        self._model, self._keys, self._created, self._state = model, keys, int(time.time()), state
         self._admission = Admission(max_sequences)
         self._responses: set[CompletionResponse] = set()
         self.app = Starlette(
@@ -63,6 +64,8 @@ class Frontend:
                 Route("/readyz", self._readyz),
                 Route("/metrics", self._metrics),
                 Route("/openapi.json", self._openapi),
+                Route("/status", self._status),
+                *page.routes(),
             ],
             exception_handlers={ApiError: _on_api_error, HTTPException: _on_http_error, Exception: _on_bug},
         )
@@ -154,6 +157,12 @@ class Frontend:
         if not await self._model.engine.ready():
             raise unavailable("the engine is not ready", "engine_unavailable")
         return _json({"status": "ready"})
+
+    async def _status(self, http: Request) -> Response:
+        """For the page. Hosts are named, so the key is asked for."""
+        self._caller(http)
+        ready = not self._admission.closed and await self._model.engine.ready()
+        return _json({"model": self._model.name, **page.status(self._state, ready=ready)})
 
     async def _metrics(self, http: Request) -> Response:
         del http
