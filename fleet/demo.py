@@ -78,9 +78,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _ports() -> list[str]:
     """Flags with ports that are free now: a newcomer's 8000 is often taken."""
-    with socket.socket() as http, socket.socket() as grpc, socket.socket() as metrics:
+    with socket.socket() as http, socket.socket() as grpc, socket.socket() as metrics, socket.socket() as frontend:
         flags: list[str] = []
-        for name, probe in (("http", http), ("grpc", grpc), ("metrics", metrics)):
+        for name, probe in (("http", http), ("grpc", grpc), ("metrics", metrics), ("frontend", frontend)):
             probe.bind(("127.0.0.1", 0))
             flags.append(f"--{name}-port={probe.getsockname()[1]}")
         return flags

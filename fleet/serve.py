@@ -3,8 +3,11 @@
 import argparse
 import contextlib
 import json
+import os
+import subprocess
 import sys
 import threading
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,7 +18,8 @@ from fleet.local import STATE, Prepared, prepare, read_state
 from fleet.plan import stack_path
 from planner.errors import PlanError, Problem, did_you_mean
 from planner.plan import FleetPlan, ModelPlan, plan_file
-from runtime import launch
+from runtime import launch, process_tree
+from runtime.errors import Refusal
 
 POLL_SECONDS = 0.2
 
@@ -28,6 +32,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--state-dir", type=Path, default=STATE, help="engines, logs and state (default: %(default)s)")
     for name, default in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         parser.add_argument(f"--{name}-port", type=launch.tcp_port, default=default, help="(default: %(default)s)")
+    parser.add_argument(
+        "--frontend-port", type=launch.tcp_port, default=9000, help="OpenAI's API; 0: none (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print the group's state as a line of JSON at each change")
     parser.set_defaults(run=run)
 
@@ -40,8 +47,9 @@ def run(args: argparse.Namespace) -> int:
     # Standard output is for the program that reads the JSON; people's progress goes where errors go.
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         prepared = prepare(model, path.parent, args.state_dir, lambda line: print(line, flush=True))
-        threading.Thread(target=_announce, args=(model, prepared, output, args.json), daemon=True).start()
-        return 1 if launch.main(launch_arguments(args, prepared)) else 0
+        with _frontend(model, args, prepared) if args.frontend_port else contextlib.nullcontext():
+            threading.Thread(target=_announce, args=(model, prepared, output, args), daemon=True).start()
+            return 1 if launch.main(launch_arguments(args, prepared)) else 0
 
 
 def choose(fleet: FleetPlan, name: str | None) -> ModelPlan:
@@ -70,6 +78,37 @@ def launch_arguments(args: argparse.Namespace, prepared: Prepared) -> list[str]:
     ]
 
 
+@contextlib.contextmanager
+def _frontend(model: ModelPlan, args: argparse.Namespace, prepared: Prepared) -> Generator[None]:
+    """OpenAI's API beside rank 0, on this machine only; it outlives the ranks' restarts. Raises Refusal."""
+    flags = {
+        "grpc": f"127.0.0.1:{args.grpc_port}",
+        "model": model.name,
+        "tokenizer": prepared.engine.resolve() / "tokenizer",
+        "max-seq-len": model.config.max_seq_len,
+        "max-sequences": model.config.max_batch_size + model.config.serving.max_queue_size,
+        "port": args.frontend_port,
+        "state": prepared.run_dir / "state.json",
+    }
+    command = [sys.executable, "-m", "frontend", *(f"--{name}={value}" for name, value in flags.items())]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=process_tree.die_with_parent
+    )
+    process_tree.spared.add(process.pid)
+    try:
+        if not (process.stdout and process.stdout.readline()):
+            raise Refusal(
+                f"the frontend did not start on port {args.frontend_port}",
+                "no OpenAI client could be served; nothing else was started",
+                "mend what it says above, give another --frontend-port, or 0 to serve without it",
+            )
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def rank_table(state: dict[str, Any]) -> Table:
     """What runs where: one row for each rank of the group."""
     table = Table("rank", "host", "tritonserver pid", "serves", box=None, header_style="bold")
@@ -79,7 +118,17 @@ def rank_table(state: dict[str, Any]) -> Table:
     return table
 
 
-def _announce(model: ModelPlan, prepared: Prepared, output: TextIO, as_json: bool) -> None:
+def openai_example(model: str, port: int) -> str:
+    """What to type to ask the frontend."""
+    question = {"model": model, "messages": [{"role": "user", "content": "What is Kubernetes?"}]}
+    return (
+        f"OpenAI:  curl localhost:{port}/v1/chat/completions -d '{json.dumps(question)}'\n"
+        f'         openai.OpenAI(base_url="http://localhost:{port}/v1", api_key="-")\n'
+        f"page:    http://localhost:{port}/"
+    )
+
+
+def _announce(model: ModelPlan, prepared: Prepared, output: TextIO, args: argparse.Namespace) -> None:
     """Tell of the group when it becomes ready, or as JSON at every change of its state."""
     told: dict[str, Any] | None = None
     wait = threading.Event()
@@ -89,11 +138,13 @@ def _announce(model: ModelPlan, prepared: Prepared, output: TextIO, as_json: boo
             continue
         became_ready = state["phase"] == "ready" and (told or {}).get("phase") != "ready"
         told = state
-        if as_json:
+        if args.json:
             print(json.dumps({"model": model.name, **state}), file=output, flush=True)
         elif became_ready:
             console = Console(file=output, highlight=False)
             console.print(f"\n{model.name} is ready, generation {state['generation']}:")
             console.print(rank_table(state))
             console.print('\nask it:  python -m fleet ask "What is Kubernetes?"     metrics: ' + state["metrics"])
+            if args.frontend_port:
+                console.print(openai_example(model.name, args.frontend_port), markup=False, soft_wrap=True)
             console.print(f"logs:    {prepared.run_dir}/rank*.log     stop: Ctrl-C\n")

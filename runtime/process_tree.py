@@ -28,6 +28,8 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 SHARED_MEMORY = Path("/dev/shm")
 NAME_PREFIX = "tritonfleet-"
+spared = set[int]()
+"""Children of this process that are part of no tree."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -132,9 +134,9 @@ def die_with_parent() -> None:
 
 
 def kill_descendants() -> None:
-    """Kills every process below this one and returns when none is left."""
+    """Kills every process below this one, but for the spared, and returns when none is left."""
     me = psutil.Process()
-    while below := me.children(recursive=True):
+    while below := [process for process in me.children(recursive=True) if process.pid not in spared]:
         for process in below:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

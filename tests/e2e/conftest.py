@@ -21,11 +21,12 @@ READY_SECONDS = 120
 
 @dataclass(frozen=True)
 class Served:
-    """A running fleet: its state directory, and the launcher that `fleet serve` became."""
+    """A running fleet: its state directory, the launcher that `fleet serve` became, and the frontend's port."""
 
     state_dir: Path
     process: "subprocess.Popen[str]"
     log: Path
+    frontend: int
 
     @property
     def run_dir(self) -> Path:
@@ -59,14 +60,14 @@ def served(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     assert smollm2_gguf.exists()
     state_dir = tmp_path_factory.mktemp("fleet")
     log = state_dir / "serve.log"
-    ports = free_ports(3)
-    flags = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
+    ports = free_ports(4)
+    flags = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics", "frontend"), ports, strict=True)]
     command = [sys.executable, "-m", "fleet", "serve", "local", f"--state-dir={state_dir}", *flags]
     with log.open("w") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True, env={**os.environ}
         )
-    fleet_ = Served(state_dir, process, log)
+    fleet_ = Served(state_dir, process, log, ports[-1])
     try:
         fleet_.wait_ready(1)
         yield fleet_
