@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from planner.sources import checkpoint_folder
-from runtime.fetch import RECORD, folder_name, wanted
+from runtime.checkpoint_files import wanted
+from runtime.fetch import RECORD, folder_name
 from runtime.process_tree import die_with_parent
 from tests.hub import COMMIT, TOKEN, Hub
 from tests.ports import free_ports
@@ -191,7 +192,7 @@ def test_a_damaged_file_is_not_published_and_fetched_anew(hub: Hub, tmp_path: Pa
     hub.damaged = {SHARDS[1], "config.json"}
     status, _, err = finish(start(hub.url, into))
     assert status == 1
-    assert f"2 of 8 fetched files are not what the Hub has: config.json, {SHARDS[1]}" in err
+    assert f"2 of 8 fetched files are not what the source has: config.json, {SHARDS[1]}" in err
     assert published(into) == []
     hub.damaged = set()
     assert finish(start(hub.url, into))[0] == 0
