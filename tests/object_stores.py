@@ -12,13 +12,12 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,7 +32,8 @@ from obstore.store import S3Store
 from runtime.process_tree import die_with_parent
 from tests.ports import free_ports
 
-BINARIES = Path(os.environ.get("OBJECT_STORES") or Path.home() / ".cache" / "tritonfleet" / "object-stores")
+BINARIES = Path(os.environ.get("OBJECT_STORES") or Path.home() / ".cache/tritonfleet/object-stores")
+MOTO = Path(__file__).parents[1] / ".venv" / "moto" / "bin" / "python"
 BUCKET = "weights"
 BINARY = {"Content-Type": "application/octet-stream"}
 # Azurite's published account.
@@ -67,7 +67,7 @@ class Proxy:
     @contextmanager
     def serving(self) -> Generator["Proxy"]:
         handler = type("Handler", (_Forward,), {"proxy": self})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server = _Server(("127.0.0.1", 0), handler)
         server.daemon_threads = True
         self.url = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -76,6 +76,13 @@ class Proxy:
         finally:
             server.shutdown()
             server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that are killed are what this is for."""
 
 
 class _Forward(BaseHTTPRequestHandler):
@@ -197,8 +204,10 @@ class Store:
 
 @contextmanager
 def s3_store() -> Generator[Store]:
+    if not MOTO.exists():
+        pytest.skip("no moto here: `make setup` installs it")
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [MOTO, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with Proxy(f"http://127.0.0.1:{port}").serving() as proxy, _running(command, port):
         _request("PUT", f"{proxy.upstream}/{BUCKET}", b"")
         env = {"AWS_ENDPOINT_URL": proxy.url, "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "a"}
@@ -234,6 +243,20 @@ def azure_store() -> Generator[Store]:
         yield Store("az", proxy, env | {"AZURE_ENDPOINT": f"{proxy.url}/{ACCOUNT}"})
 
 
+STORES = {"s3": s3_store, "gs": gcs_store, "az": azure_store}
+
+
+class Servers(dict[str, Store]):
+    """The stores by scheme, each started when a test first asks for it."""
+
+    def __init__(self, running: ExitStack) -> None:
+        self._running = running
+
+    def __missing__(self, scheme: str) -> Store:
+        self[scheme] = self._running.enter_context(STORES[scheme]())
+        return self[scheme]
+
+
 @contextmanager
 def _running(command: list[Any], port: int) -> Generator[None]:
     process = subprocess.Popen(
@@ -253,8 +276,9 @@ def _running(command: list[Any], port: int) -> Generator[None]:
 
 
 def _s3(upstream: str) -> S3Store:
-    keys = {"access_key_id": "a", "secret_access_key": "b"}
-    return S3Store(BUCKET, endpoint=upstream, client_options={"allow_http": True}, **keys)
+    return S3Store(
+        BUCKET, endpoint=upstream, access_key_id="a", secret_access_key="b", client_options={"allow_http": True}
+    )
 
 
 def _request(method: str, url: str, content: bytes | None, headers: dict[str, str] | None = None) -> None:

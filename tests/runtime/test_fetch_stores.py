@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from runtime.checkpoint_files import Checksum, SourceFile, is_sound, part_sizes
 from runtime.fetch import RECORD, folder_name
 from runtime.object_store import LEAST_PART, PARALLEL, part_bytes
 from runtime.process_tree import die_with_parent
-from tests.object_stores import BUCKET, Store, azure_store, gcs_store, s3_store
+from tests.object_stores import BUCKET, STORES, Servers, Store
 from tests.ports import free_ports
 from tests.runtime.launched import until
 
@@ -25,36 +23,19 @@ ROOT = Path(__file__).parents[2]
 SHARDS = {f"model-{n:05}-of-00004.safetensors": bytes([n]) * 1_300_000 for n in range(1, 5)}
 SMALL = {"config.json": b"{}", "tokenizer.json": b'{"a": 1}', "empty.txt": b""}
 UNWANTED = {"README.md": b"# it", "model.gguf": b"no", "consolidated.safetensors": b"again"}
-STORES = {"s3": s3_store, "gs": gcs_store, "az": azure_store}
 FIRST = next(iter(SHARDS))
 
 
-@pytest.fixture(scope="module")
-def servers() -> "Generator[Servers]":
-    """Started when a test asks for one of them."""
-    with ExitStack() as running:
-        yield Servers(lambda scheme: running.enter_context(STORES[scheme]()))
-
-
-class Servers(dict[str, Store]):
-    def __init__(self, start: Callable[[str], Store]) -> None:
-        self._start = start
-
-    def __missing__(self, scheme: str) -> Store:
-        self[scheme] = self._start(scheme)
-        return self[scheme]
-
-
 @pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest, servers: Servers) -> Store:
-    fresh = servers[request.param].fresh()
+def store(request: pytest.FixtureRequest, object_stores: Servers) -> Store:
+    fresh = object_stores[request.param].fresh()
     fresh.put(SHARDS | SMALL | UNWANTED | {"original/model.safetensors": b"of another model"})
     return fresh
 
 
 @pytest.fixture
-def s3(servers: Servers) -> Store:
-    fresh = servers["s3"].fresh()
+def s3(object_stores: Servers) -> Store:
+    fresh = object_stores["s3"].fresh()
     fresh.put(SHARDS | SMALL | UNWANTED)
     return fresh
 
@@ -114,7 +95,7 @@ def test_a_shard_comes_in_ranges_at_once(store: Store, tmp_path: Path) -> None:
     store.proxy.pause = 0.05
     assert fetch(store, tmp_path)[0] == 0
     assert all(store.proxy.gets[name] == -(-1_300_000 // LEAST_PART) for name in SHARDS)
-    assert store.proxy.most_at_once == PARALLEL
+    assert store.proxy.most_at_once >= PARALLEL
 
 
 def test_cut_answers_and_a_busy_store_cost_no_more_than_a_part_each(store: Store, tmp_path: Path) -> None:
@@ -155,8 +136,8 @@ def test_kept_parts_are_believed_only_when_their_bytes_are_there(s3: Store, tmp_
     assert fetch(s3, tmp_path)[0] == 1
     s3.proxy.damaged.clear()
     other = list(SHARDS)[1]
-    (staged,) = (tmp_path / "staging").rglob(other)
-    with (staged.parent / other).open("r+b") as file:
+    staging = tmp_path / "staging" / folder_name(s3.source, "v1")
+    with (staging / other).open("r+b") as file:
         file.write(bytes(LEAST_PART))
     before = s3.proxy.gets.copy()
     status, out, err = fetch(s3, tmp_path)
@@ -233,15 +214,15 @@ def test_what_a_store_refuses_is_named_with_the_fix(
 @pytest.mark.parametrize(
     ("scheme", "env", "what"),
     [
-        ("gs", {}, "there is no bucket of gs://other/x"),
+        ("s3", {}, "there is no bucket of s3://other/x"),
         ("az", {}, "there is no bucket of az://other/x"),
         ("az", {"AZURE_STORAGE_ACCOUNT_KEY": "AAAA"}, "may not be read with the credentials given"),
     ],
 )
-def test_the_other_stores_refusals_are_told_apart(
-    servers: Servers, tmp_path: Path, scheme: str, env: dict[str, str], what: str
+def test_the_stores_own_refusals_are_told_apart(
+    object_stores: Servers, tmp_path: Path, scheme: str, env: dict[str, str], what: str
 ) -> None:
-    status, _, err = finish(start(f"{scheme}://other/x", tmp_path, servers[scheme].fresh().env | env))
+    status, _, err = finish(start(f"{scheme}://other/x", tmp_path, object_stores[scheme].fresh().env | env))
     assert status == 1
     assert what in err
     assert "Traceback" not in err
