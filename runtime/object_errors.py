@@ -14,7 +14,7 @@ DETAIL_CHARACTERS = 300
 IDENTITY = {
     "s3": "the pod's role, or AWS_ACCESS_KEY_ID with its secret; for a public bucket AWS_SKIP_SIGNATURE=true",
     "gs": "the pod's account, or GOOGLE_APPLICATION_CREDENTIALS; for a public bucket GOOGLE_SKIP_SIGNATURE=true",
-    "az": "the pod's identity, or AZURE_STORAGE_ACCOUNT_KEY; for a public container AZURE_SKIP_SIGNATURE=true",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME, and the pod's identity or a key; for public ones AZURE_SKIP_SIGNATURE=true",
     "file": "the folder's permissions",
 }
 
@@ -30,7 +30,8 @@ EXPIRED = _any(
 NO_BUCKET = _any("NoSuchBucket", "ContainerNotFound", "(bucket|container) does not exist")
 THROTTLED = _any("SlowDown", "ServerBusy", "429 Too Many", "503 Service")
 REFUSED = _any("40[13] (Unauthorized|Forbidden)", "AccessDenied", "InvalidAccessKeyId", "AuthenticationFailed")
-CREDENTIALS = _any("token request", "credential", "metadata.*token", "AssumeRole")
+METADATA = r"token request|latest/api/token|169\.254\.|AssumeRole"
+NO_CREDENTIALS = _any(METADATA, "must be specified", "Missing AccessKey")
 STATUS = re.compile(r"Server returned non-2xx status code: (\d{3}[^:]*)")
 CUT = _any("decoding response body", "reading a body", "connection (closed|reset)", "unexpected EOF", "end of file")
 
@@ -66,7 +67,7 @@ def _refusal(error: Exception, source: str) -> Refusal:
     if NO_BUCKET.search(text):
         return Refusal(f"there is no bucket of {source}", KEPT, _look(scheme))
     status = STATUS.search(text)
-    if CREDENTIALS.search(text) and not REFUSED.search(text):
+    if NO_CREDENTIALS.search(text):
         return Refusal(f"no credentials were found for {source} ({detail})", KEPT, f"give {identity}")
     if REFUSED.search(text) or isinstance(error, PermissionError):
         return Refusal(f"{source} may not be read with the credentials given ({detail})", KEPT, f"see to {identity}")

@@ -47,7 +47,7 @@ LISTING = "listing.json"
 PARALLEL = 8
 TRIES = 5  # of a part whose answer was cut; obstore itself retries what never began and what is told to come later
 # A kill loses at most the parts under way: 8/256 of a checkpoint, and no more than 128 MiB.
-PARTS, LEAST_PART, LARGEST_PART = 256, 64 << 10, 16 << 20
+PARTS, PAGE, LEAST_PART, LARGEST_PART = 256, 4 << 10, 64 << 10, 16 << 20
 _TIMES = {"connect_timeout": timedelta(seconds=10), "read_timeout": timedelta(minutes=1), "timeout": timedelta(hours=1)}
 
 
@@ -154,7 +154,7 @@ class ObjectStore:
 
 def part_bytes(total: int) -> int:
     """The length of the ranges in which a checkpoint of `total` bytes is fetched."""
-    share = -(-total // PARTS // LEAST_PART) * LEAST_PART
+    share = -(-total // PARTS // PAGE) * PAGE
     return max(LEAST_PART, min(LARGEST_PART, share))
 
 

@@ -46,8 +46,9 @@ NOT_FORWARDED = {"connection", "transfer-encoding", "keep-alive", "content-lengt
 class Proxy:
     """Forwards HTTP to `upstream`. `sent`: bytes of bodies that left it, by the last part of the path.
 
-    For a name in `cut`, so many answers end in their middle; in `busy`, so many are `status` with a Retry-After; in
-    `damaged`, a byte of each answer is another one. `status_always` answers everything.
+    For a name in `cut`, so many answers end in their middle; in `busy`, so many are `busy_answer` with a
+    Retry-After; in `damaged`, a byte of each answer is another one. `always` answers everything. Each answer waits
+    `pause` seconds.
     """
 
     upstream: str = ""
@@ -62,6 +63,7 @@ class Proxy:
     most_at_once: int = 0
     at_once: int = 0
     pause: float = 0.0
+    megabytes_per_second: float | None = None
     url: str = ""
 
     @contextmanager
@@ -125,8 +127,16 @@ class _Forward(BaseHTTPRequestHandler):
         if self.proxy.pause:
             time.sleep(self.proxy.pause)
         with suppress(ConnectionError):
-            self.wfile.write(body)
+            self._paced(body)
             self.proxy.sent[name] += len(body)
+
+    def _paced(self, body: bytes) -> None:
+        rate = self.proxy.megabytes_per_second
+        begun, step = time.monotonic(), 1 << 20
+        for start in range(0, len(body), step if rate else len(body)):
+            if rate:
+                time.sleep(max(0.0, begun + start / rate / 1e6 - time.monotonic()))
+            self.wfile.write(body[start : start + (step if rate else len(body))])
 
     do_HEAD = do_PUT = do_POST = do_GET
 

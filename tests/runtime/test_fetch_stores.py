@@ -24,6 +24,7 @@ SHARDS = {f"model-{n:05}-of-00004.safetensors": bytes([n]) * 1_300_000 for n in 
 SMALL = {"config.json": b"{}", "tokenizer.json": b'{"a": 1}', "empty.txt": b""}
 UNWANTED = {"README.md": b"# it", "model.gguf": b"no", "consolidated.safetensors": b"again"}
 FIRST = next(iter(SHARDS))
+NO_KEYS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
 
 
 @pytest.fixture(params=STORES)
@@ -48,7 +49,7 @@ def start(
     return subprocess.Popen(
         [*prefix, *command, *more],
         cwd=ROOT,
-        env=clean | env,
+        env=clean | {name: value for name, value in env.items() if value},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -216,6 +217,8 @@ def test_what_a_store_refuses_is_named_with_the_fix(
     [
         ("s3", {}, "there is no bucket of s3://other/x"),
         ("az", {}, "there is no bucket of az://other/x"),
+        ("az", {"AZURE_STORAGE_ACCOUNT_NAME": ""}, "no credentials were found for az://other/x"),
+        ("s3", NO_KEYS | {"AWS_METADATA_ENDPOINT": "http://127.0.0.1:1"}, "no credentials were found for s3://other/x"),
         ("az", {"AZURE_STORAGE_ACCOUNT_KEY": "AAAA"}, "may not be read with the credentials given"),
     ],
 )
@@ -363,7 +366,7 @@ def test_s3s_tag_of_an_object_in_parts_is_compared(tmp_path: Path) -> None:
 def test_a_kill_loses_little_of_any_checkpoint() -> None:
     for size in (1 << 24, 1 << 27, 16 << 30, 812 << 30):
         part = part_bytes(size)
-        assert PARALLEL * part <= max(size / 16, PARALLEL * LEAST_PART)
+        assert PARALLEL * part <= max(size / 30, PARALLEL * LEAST_PART)
         assert size / part <= 60_000
 
 
