@@ -225,18 +225,20 @@ def s3_store() -> Generator[Store]:
 
 
 @contextmanager
-def gcs_store() -> Generator[Store]:
+def gcs_store(*, direct: bool = False) -> Generator[Store]:
+    """`direct`: clients reach the server without the proxy."""
     server = BINARIES / "fake-gcs-server"
     if not server.exists():
         pytest.skip("no Cloud Storage server here: `make object-stores` builds one")
     (port,) = free_ports(1)
     with Proxy(f"http://127.0.0.1:{port}").serving() as proxy:
         command = [server, "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
-        host = urlsplit(proxy.url).netloc
-        with _running([*command, "-public-host", host, "-external-url", proxy.url, "-log-level", "error"], port):
+        url = proxy.upstream if direct else proxy.url
+        host = urlsplit(url).netloc
+        with _running([*command, "-public-host", host, "-external-url", url, "-log-level", "error"], port):
             body = json.dumps({"name": BUCKET}).encode()
             _request("POST", f"{proxy.upstream}/storage/v1/b?project=p", body, {"Content-Type": "application/json"})
-            env = {"GOOGLE_BASE_URL": proxy.url, "GOOGLE_ALLOW_HTTP": "true", "GOOGLE_SKIP_SIGNATURE": "true"}
+            env = {"GOOGLE_BASE_URL": url, "GOOGLE_ALLOW_HTTP": "true", "GOOGLE_SKIP_SIGNATURE": "true"}
             yield Store("gs", proxy, env)
 
 

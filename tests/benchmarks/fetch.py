@@ -4,10 +4,11 @@
 
 The server is fake-gcs-server on this machine. Stores in a cloud give one connection a part of what a node's network
 carries: with --mbps each answer leaves no faster than so many megabytes a second. Both contenders are fresh processes,
-and both write to the same disk; the plain one compares no checksums and flushes nothing.
+and both write to the same disk; the plain one compares no checksums (the fetch: sha256) and flushes nothing.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -42,9 +43,12 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     content = os.urandom((args.mib << 20) // args.shards)
-    with gcs_store() as store:
+    names = [f"model-{n}.safetensors" for n in range(args.shards)]
+    digest = hashlib.sha256(content).hexdigest()
+    with gcs_store(direct=args.mbps is None) as store:
         store = store.fresh()
-        store.put({f"model-{n}.safetensors": content for n in range(args.shards)})
+        store.put(dict.fromkeys(names, content))
+        store.put({"SHA256SUMS": "".join(f"{digest}  {name}\n" for name in names).encode()})
         store.proxy.megabytes_per_second = args.mbps
         rounds = [(_plain(store), _fetch(store)) for _ in range(args.rounds)]
     size = len(content) * args.shards / 1e6

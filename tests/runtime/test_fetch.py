@@ -53,13 +53,14 @@ def start(
     revision: str = COMMIT,
     source: str = f"hf://{NAME}",
     prefix: tuple[str, ...] = (),
+    more: tuple[str, ...] = (),
     **env: str,
 ) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "runtime.fetch", "--source", source, "--revision", revision, "--into", str(into)]
     cache = into.parent / f"{into.name}-cache"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     return subprocess.Popen(
-        [*prefix, *command],
+        [*prefix, *command, *more],
         cwd=ROOT,
         env=clean | {"HF_ENDPOINT": hub, "XDG_CACHE_HOME": str(cache)} | env,
         stdout=subprocess.PIPE,
@@ -173,6 +174,17 @@ def test_two_fetchers_fetch_once(hub: Hub, tmp_path: Path) -> None:
     assert [status for status, _, _ in results] == [0, 0]
     assert results[0][1] == results[1][1]
     assert set(hub.gets.values()) == {1}
+
+
+def test_what_one_pod_of_a_node_fetched_no_other_fetches_again(hub: Hub, tmp_path: Path) -> None:
+    cache = ("--cache", str(tmp_path / "node"))
+    first = finish(start(hub.url, tmp_path / "a", more=cache))
+    second = finish(start(hub.url, tmp_path / "b", more=cache, revision="v1"))
+    for status, out, err in (first, second):
+        assert status == 0, err
+        assert_whole(Path(out.strip()))
+    assert [hub.gets[path] for path in SHARDS] == [1] * len(SHARDS)
+    assert list((tmp_path / "node" / "staging").iterdir()) == []
 
 
 def test_sigterm_ends_it_at_once_and_keeps_what_is_there(hub: Hub, tmp_path: Path) -> None:
