@@ -31,11 +31,12 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from runtime.checkpoint_files import Checksum, SourceFile, etag_checksum, md5_of_header
+from runtime.checkpoint_files import Checksum, SourceFile, etag_checksum, md5_of_header, wanted
 from runtime.errors import Refusal
 from runtime.object_errors import KEPT, is_cut, refusal_of
 from runtime.parts import PartialFile, Span, spans
@@ -56,15 +57,20 @@ class ObjectStore:
 
     def __init__(self, source: str, revision: str) -> None:
         self.source, self.revision = source, revision
-        self._obstore = _obstore()
-        with self.refusals(Path()):
-            self._store = _open(source)
+
+    @cached_property
+    def _obstore(self) -> Any:
+        return _obstore()
+
+    @cached_property
+    def _store(self) -> Any:
+        return _open(self.source)
 
     def refusals(self, into: Path) -> AbstractContextManager[None]:
         return refusal_of(self.source, into)
 
     def files(self, staging: Path, progress: Callable[[str], None]) -> list[SourceFile]:
-        """Every object below the prefix."""
+        """Every object below the prefix that a build reads."""
         listed = self._obstore.list_with_delimiter(self._store)["objects"]
         files = [_source_file(entry) for entry in listed]
         if not files:
@@ -73,9 +79,11 @@ class ObjectStore:
                 "nothing could be fetched",
                 "correct `source`, or upload the checkpoint's files there",
             )
-        files = self._with_checksums(self._pinned(files, progress), progress)
-        _refuse_other_objects(self.source, staging, files)
-        return files
+        read = set(wanted([file.path for file in files]))
+        read_files = [file for file in files if file.path in read]
+        self._refuse_other_revision(read_files, progress)
+        _refuse_other_objects(self.source, staging, read_files)
+        return self._with_checksums(read_files, any(file.path == SUMS for file in files), progress)
 
     def rounds(self, files: Sequence[SourceFile]) -> list[list[SourceFile]]:
         """Small files first: they show at once when the store's checksums are of no use."""
@@ -114,17 +122,17 @@ class ObjectStore:
                 if attempt == TRIES or not is_cut(error):
                     raise
 
-    def _pinned(self, files: list[SourceFile], progress: Callable[[str], None]) -> list[SourceFile]:
-        """The same files, when they are what the revision says. Raises Refusal."""
+    def _refuse_other_revision(self, files: list[SourceFile], progress: Callable[[str], None]) -> None:
         content = [[file.path, file.bytes, _bare(file.etag)] for file in sorted(files, key=lambda file: file.path)]
         actual = f"etags:{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]}"
-        progress(f"{self.source} has {len(files)} files, {actual}")
+        progress(f"{self.source} has {len(files)} files of a checkpoint, {actual}")
         if self.revision.startswith("etags:") and self.revision != actual:
             raise _no_revision(self.source, self.revision, f"the objects there are {actual}")
-        return files
 
-    def _with_checksums(self, files: list[SourceFile], progress: Callable[[str], None]) -> list[SourceFile]:
-        if any(file.path == SUMS for file in files):
+    def _with_checksums(
+        self, files: list[SourceFile], has_sums: bool, progress: Callable[[str], None]
+    ) -> list[SourceFile]:
+        if has_sums:
             content = bytes(self._obstore.get(self._store, SUMS).bytes())
             actual = f"sha256:{hashlib.sha256(content).hexdigest()}"
             if self.revision.startswith("sha256:") and self.revision != actual:
@@ -222,17 +230,17 @@ def _bare(etag: str | None) -> str | None:
 
 
 def _with_sums(source: str, files: Sequence[SourceFile], content: bytes) -> list[SourceFile]:
-    """The files that SHA256SUMS (`sha256sum *`) names, with their sums. Raises Refusal for one that is not there."""
+    """The files with their sums in SHA256SUMS (`sha256sum *`). Raises Refusal when these are not the same files."""
     lines = re.findall(r"^([0-9a-fA-F]{64}) [ *](?:\./)?(.+?)\r?$", content.decode("utf-8", "replace"), re.MULTILINE)
     sums = {path: digest.lower() for digest, path in lines}
-    absent = sorted(path for path in sums.keys() - {file.path for file in files} if "/" not in path)
-    if absent:
+    differ = sorted(set(wanted(sums)) ^ {file.path for file in files})
+    if differ:
         raise Refusal(
-            f"{SUMS} of {source} names {', '.join(absent[:3])}, which is not there",
-            "the checkpoint would be incomplete; nothing was fetched",
+            f"{SUMS} of {source} and the files there differ in {', '.join(differ[:3])}",
+            "the checkpoint would be incomplete, or in part not compared; nothing was fetched",
             "upload what is missing, or make the list anew: sha256sum * > SHA256SUMS",
         )
-    return [replace(file, checksum=Checksum("sha256", sums[file.path])) for file in files if file.path in sums]
+    return [replace(file, checksum=Checksum("sha256", sums[file.path])) for file in files]
 
 
 def _refuse_other_objects(source: str, staging: Path, files: Sequence[SourceFile]) -> None:

@@ -42,15 +42,24 @@ def test_kill_9_and_faults_never_publish_a_corrupt_file_or_fetch_a_tenth_more(
     into, cache = tmp_path / "shared", tmp_path / "node"
     more = ("--cache", str(cache))
 
-    begun = time.monotonic()
-    assert finish(start(store.source, into, store.env, *more))[0] == 0
-    seconds = time.monotonic() - begun
+    def undisturbed() -> float:
+        begun = time.monotonic()
+        assert finish(start(store.source, into, store.env, *more))[0] == 0
+        return time.monotonic() - begun
+
+    seconds, durations = 0.0, [undisturbed()]
     kills = lives = early = published_before = 0
     worst = 0.0
     seen: Counter[str] = Counter()
     while kills < KILLS / len(STORES):
         shutil.rmtree(into)
         shutil.rmtree(cache)
+        if lives % 10 == 0:
+            # Measured anew all along: other load on the machine would move the kills out of the fetch.
+            durations.append(undisturbed())
+            seconds = 1.1 * min(durations[-3:])
+            shutil.rmtree(into)
+            shutil.rmtree(cache)
         proxy.sent.clear()
         fault = FAULTS[lives % len(FAULTS)]
         # A damaged file is fetched twice: with a second kill, 5 % and twice 3 % would be more than a tenth.
@@ -60,9 +69,11 @@ def test_kill_9_and_faults_never_publish_a_corrupt_file_or_fetch_a_tenth_more(
             proxy.damaged = {name} if fault == "damaged" else set()
             process = start(store.source, into, store.env, *more)
             with suppress(TimeoutExpired):
-                process.wait(chance.uniform(0, 1.1 * seconds))
+                process.wait(chance.uniform(0, seconds))
             process.kill()
-            finish(process)
+            if "not what the source has" in finish(process)[2]:
+                seen["damage found"] += 1
+                proxy.damaged.clear()
             kills += 1
             for folder in published(into) if into.exists() else []:
                 assert_whole(into / folder)
