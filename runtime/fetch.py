@@ -1,21 +1,23 @@
-"""Fetch a checkpoint from the Hugging Face Hub.
+"""Fetch a checkpoint from the Hugging Face Hub, an object store or a folder.
 
-    python -m runtime.fetch --source hf://ORG/NAME --revision COMMIT --into DIR
+    python -m runtime.fetch --source SOURCE --revision REVISION --into DIR [--cache DIR [--cache-gib N]]
 
     DIR/<id>/             a whole checkpoint; id: the first 16 hexadecimal digits of sha256("SOURCE@REVISION")
     DIR/staging/<id>/     what is being fetched; it stays when a fetch is stopped, and the next one goes on from it
     DIR/locks/<id>.fetch  one fetcher at a time; others wait, and find the checkpoint there
 
-Only what a build reads is fetched: safetensors, configuration and tokenizer. Every file is compared with the Hub's own
-checksum before one rename publishes the folder. Prints that folder; progress goes to standard error. A token for gated
-repositories is read from HF_TOKEN, or from the file that HF_TOKEN_PATH names.
+Sources are hf://ORG/NAME (runtime/hub.py), and s3://, gs://, az:// and file:// (runtime/object_store.py): it is said
+there what a revision is, whose credentials are used, and which checksums are compared before one rename publishes the
+folder. Only what a build reads is fetched: safetensors, configuration and tokenizer. With --cache, a folder on the
+node's own disk, files are fetched into it first, once for all pods of the node, and copied from there
+(runtime/blob_cache.py). Prints the checkpoint's folder; progress goes to standard error. A token for gated repositories
+is read from HF_TOKEN, or from the file that HF_TOKEN_PATH names.
 
 Exit status: 0 fetched or already there, 1 refused, 2 wrong usage.
 """
 
 import argparse
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -25,58 +27,62 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn, Protocol
 
+from runtime.blob_cache import BlobCache, link_or_copy
+from runtime.checkpoint_files import SourceFile, is_sound, wanted
 from runtime.errors import Refusal
-from runtime.files import file_lock, human, make_writable, remove_tree, sha256, sync, sync_tree, tree_bytes
-from runtime.hub_errors import refusal_of
+from runtime.files import file_lock, human, make_writable, remove_tree, sync, sync_tree, tree_bytes
+from runtime.hub import Hub
+from runtime.object_store import SCHEMES, ObjectStore
 
 Progress = Callable[[str], None]
 
 RECORD = "fetched.json"
 PROGRESS_SECONDS = 10.0
 HASHERS = 4  # files hashed at once
-SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".tiktoken", ".jinja")
 
 
-@dataclass(frozen=True)
-class HubFile:
-    """A file as the Hub lists it. `sha256` is that of large files; small ones have only git's `blob` id."""
+class Source(Protocol):
+    """Where a checkpoint comes from. What it raises within `refusals` becomes a Refusal."""
 
-    path: str
-    bytes: int
-    sha256: str | None
-    blob: str
+    def refusals(self, into: Path) -> contextlib.AbstractContextManager[None]: ...
+    def files(self, staging: Path, progress: Progress) -> list[SourceFile]: ...
+    def rounds(self, files: Sequence[SourceFile]) -> Sequence[Sequence[SourceFile]]: ...
+    def download(self, staging: Path, files: Sequence[SourceFile]) -> None: ...
 
 
-def fetch(source: str, revision: str, into: Path, progress: Progress = lambda _: None) -> Path:
+def fetch(
+    source: str,
+    revision: str,
+    into: Path,
+    progress: Progress = lambda _: None,
+    cache: Path | None = None,
+    cache_bytes: int | None = None,
+) -> Path:
     """The checkpoint's folder below `into`, fetched unless it is there already; raises Refusal."""
-    repository = _repository(source)
+    origin = _origin(source, revision)
     folder = into / folder_name(source, revision)
     if _is_whole(folder):
         return folder
     _make_folders(into)
-
-    def waiting() -> None:
-        progress(f"another process is fetching {source}; waiting for it")
-
-    with (
-        refusal_of(repository, revision, into),
-        file_lock(into / "locks" / f"{folder.name}.fetch", exclusive=True, on_wait=waiting) as alone,
-    ):
+    blobs = _cache(cache, cache_bytes) if cache else None
+    with contextlib.ExitStack() as held:
+        held.enter_context(origin.refusals(blobs.folder if blobs else into))
+        staging = held.enter_context(_alone(into, folder.name, source, progress))
         if _is_whole(folder):
             return folder
-        # Where the file system has no locks, two fetchers must not share a staging folder.
-        staging = into / "staging" / (folder.name if alone else f"{folder.name}.{os.urandom(4).hex()}")
-        staging.mkdir(exist_ok=True)
-        files = _download(repository, revision, staging, progress)
-        progress(f"comparing {len(files)} files with the Hub's checksums")
-        _refuse_damaged(staging, files)
+        near = held.enter_context(_alone(blobs.folder, folder.name, source, progress)) if blobs else staging
+        files = _fetched(origin, source, near, progress, blobs)
+        if blobs:
+            _copy(near, staging, files)
+            blobs.keep(near, files)
         _publish(staging, folder, {"source": source, "revision": revision}, files)
+        if blobs:
+            shutil.rmtree(near)
     return folder
 
 
@@ -85,25 +91,20 @@ def folder_name(source: str, revision: str) -> str:
     return hashlib.sha256(f"{source}@{revision}".encode()).hexdigest()[:16]
 
 
-def wanted(paths: Collection[str]) -> list[str]:
-    """Those files of a repository that a build reads, sorted.
-
-    A checkpoint lies at the top: folders hold the same weights in other formats (`original/`, `onnx/`), and so do
-    `consolidated*` files. Pickled weights (.bin, .pth) run code when they are loaded, and are never taken.
-    """
-    top = [path for path in paths if "/" not in path and path.endswith(SUFFIXES)]
-    return sorted(path for path in top if not re.match(r"consolidated.*\.safetensors", path))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m runtime.fetch", description="Fetch a checkpoint from the Hub.")
-    parser.add_argument("--source", required=True, help="hf://ORG/NAME")
-    parser.add_argument("--revision", required=True, help="commit hash of the repository")
+    parser = argparse.ArgumentParser(prog="python -m runtime.fetch", description="Fetch a checkpoint.")
+    parser.add_argument(
+        "--source", required=True, help="hf://ORG/NAME, s3://BUCKET/PREFIX, gs://…, az://…, file:///FOLDER"
+    )
+    parser.add_argument("--revision", required=True, help="commit hash, or what runtime/object_store.py says")
     parser.add_argument("--into", type=Path, required=True, help="folder of fetched checkpoints")
+    parser.add_argument("--cache", type=Path, help="folder on the node's own disk")
+    parser.add_argument("--cache-gib", type=int, help="most that may lie there; no bound otherwise")
     args = parser.parse_args(arguments)
+    most = None if args.cache_gib is None else args.cache_gib << 30
     previous = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        print(fetch(args.source, args.revision, args.into, _say))
+        print(fetch(args.source, args.revision, args.into, _say, args.cache, most))
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         return 1
@@ -123,13 +124,54 @@ def _leave(number: int, _: object) -> NoReturn:
     os._exit(128 + number)
 
 
-def _repository(source: str) -> str:
+def _origin(source: str, revision: str) -> Source:
     named = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)", source)
-    if named is None:
+    if named:
+        return Hub(named[1], revision)
+    if source.startswith(SCHEMES):
+        return ObjectStore(source, revision)
+    raise Refusal(
+        f"{source} is not hf://ORG/NAME, {', '.join(SCHEMES)}",
+        "there is nothing to fetch from",
+        "give the plan's model source",
+    )
+
+
+@contextlib.contextmanager
+def _alone(root: Path, name: str, source: str, progress: Progress) -> Generator[Path]:
+    """The staging folder of the checkpoint below `root`, held by one fetcher at a time."""
+
+    def waiting() -> None:
+        progress(f"another process is fetching {source}; waiting for it")
+
+    with file_lock(root / "locks" / f"{name}.fetch", exclusive=True, on_wait=waiting) as alone:
+        # Where the file system has no locks, two fetchers must not share a staging folder.
+        staging = root / "staging" / (name if alone else f"{name}.{os.urandom(4).hex()}")
+        staging.mkdir(exist_ok=True)
+        yield staging
+
+
+def _fetched(
+    origin: Source, source: str, staging: Path, progress: Progress, blobs: BlobCache | None
+) -> list[SourceFile]:
+    """What a build reads of the source, whole in `staging` and compared with the source's checksums."""
+    found = {file.path: file for file in origin.files(staging, progress)}
+    files = [found[path] for path in wanted(found)]
+    if not any(file.path.endswith(".safetensors") for file in files):
         raise Refusal(
-            f"{source} is not hf://ORG/NAME", "there is no repository to fetch from", "give the plan's model source"
+            f"{source} has no *.safetensors at its top",
+            "there are no weights to build from; pickled ones (.bin, .pth) run code when loaded and are not fetched",
+            "choose a source or a revision with safetensors",
         )
-    return named[1]
+    if blobs:
+        blobs.seed(staging, files)
+    _require_space(staging, files)
+    with _reporting(staging, sum(file.bytes for file in files), progress):
+        for some in origin.rounds(files):
+            origin.download(staging, some)
+            progress(f"comparing {len(some)} files with the source's checksums")
+            _refuse_damaged(staging, some, blobs)
+    return files
 
 
 def _make_folders(into: Path) -> None:
@@ -143,6 +185,24 @@ def _make_folders(into: Path) -> None:
         ) from None
 
 
+def _cache(folder: Path, most_bytes: int | None) -> BlobCache:
+    try:
+        return BlobCache(folder, most_bytes)
+    except OSError as error:
+        raise Refusal(
+            f"the cache's folder {folder} cannot be written: {error.strerror}",
+            "nothing could be fetched",
+            "point --cache at a folder of the node's disk that this user may write, or leave it out",
+        ) from None
+
+
+def _copy(near: Path, staging: Path, files: Sequence[SourceFile]) -> None:
+    _require_space(staging, [file for file in files if near.stat().st_dev != staging.stat().st_dev])
+    for file in files:
+        (staging / file.path).unlink(missing_ok=True)
+        link_or_copy(near / file.path, staging / file.path)
+
+
 def _is_whole(folder: Path) -> bool:
     """Whether every file of the record is there in its size. The record is written before the rename."""
     try:
@@ -152,63 +212,7 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def _download(repository: str, revision: str, staging: Path, progress: Progress) -> list[HubFile]:
-    """Everything wanted, in `staging`. What an earlier fetch completed there is not fetched again."""
-    hub = _hub(staging)
-    # Listed here and not left to snapshot_download, which takes a folder as it is when the Hub does not answer.
-    listed = hub.HfApi().list_repo_tree(repository, revision=revision, recursive=True)
-    found = {entry.path: _hub_file(entry) for entry in listed if hasattr(entry, "blob_id")}  # folders have none
-    files = [found[path] for path in wanted(found)]
-    if not any(file.path.endswith(".safetensors") for file in files):
-        raise Refusal(
-            f"{repository} has no *.safetensors at its top",
-            "there are no weights to build from; pickled ones (.bin, .pth) run code when loaded and are not fetched",
-            "choose a repository or a revision with safetensors",
-        )
-    _remove_unfinished(staging)
-    _require_space(staging, files)
-    with _reporting(staging, sum(file.bytes for file in files), progress):
-        hub.snapshot_download(
-            repository, revision=revision, local_dir=staging, allow_patterns=[glob.escape(file.path) for file in files]
-        )
-    return files
-
-
-def _hub(staging: Path) -> Any:
-    """The module huggingface_hub, of 0.3x in serving images and newer ones alike. Raises Refusal.
-
-    It reads its environment once, at import. What it keeps for itself (its cache; never the checkpoint) must lie where
-    a pod with a read-only root may write.
-    """
-    if not {"HF_HOME", "XDG_CACHE_HOME"} & os.environ.keys():
-        os.environ["HF_HOME"] = str(staging / ".cache" / "home")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # Chunks are worth keeping only for a second download; older versions keep 10 GB of them.
-    os.environ.setdefault("HF_XET_CHUNK_CACHE_SIZE_BYTES", "0")
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise Refusal(
-            "the package huggingface_hub is not installed",
-            "there is nothing to fetch with",
-            "run in the serving image, which has it, or `pip install huggingface_hub`",
-        ) from None
-    return huggingface_hub
-
-
-def _hub_file(entry: Any) -> HubFile:
-    return HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
-
-
-def _remove_unfinished(staging: Path) -> None:
-    """Parts that a killed fetch left and nobody will go on with: newer hubs name each process's anew."""
-    for part in (staging / ".cache").rglob("*.incomplete"):
-        if re.search(r"\.[0-9a-f]{8}\.incomplete$", part.name):
-            part.unlink(missing_ok=True)
-
-
-def _require_space(staging: Path, files: Sequence[HubFile]) -> None:
+def _require_space(staging: Path, files: Sequence[SourceFile]) -> None:
     needed = sum(file.bytes for file in files) - tree_bytes(staging)
     free = shutil.disk_usage(staging).free
     if free < needed:
@@ -242,32 +246,26 @@ def _reporting(staging: Path, total: int, progress: Progress) -> Generator[None]
         reporter.join()
 
 
-def _refuse_damaged(staging: Path, files: Sequence[HubFile]) -> None:
+def _refuse_damaged(staging: Path, files: Sequence[SourceFile], blobs: BlobCache | None) -> None:
     with ThreadPoolExecutor(HASHERS) as pool:
-        sound = pool.map(_is_sound, [staging / file.path for file in files], files)
-        damaged = [file.path for file, is_sound in zip(files, sound, strict=True) if not is_sound]
-    for path in damaged:
-        (staging / path).unlink(missing_ok=True)
+        sound = pool.map(is_sound, [staging / file.path for file in files], files)
+        damaged = [file for file, sound in zip(files, sound, strict=True) if not sound]
+    for file in damaged:
+        (staging / file.path).unlink(missing_ok=True)
+        if blobs:
+            blobs.forget(file)
     if damaged:
         raise Refusal(
-            f"{len(damaged)} of {len(files)} fetched files are not what the Hub has: {', '.join(damaged[:3])}",
+            f"{len(damaged)} of {len(files)} fetched files are not what the source has: "
+            + ", ".join(file.path for file in damaged[:3]),
             "an engine built from them would compute nonsense; they were removed and nothing was published",
-            "run it again: it fetches those anew",
+            "run it again: it fetches those anew; where the bucket's encryption keys (SSE-KMS, CMEK) make its ETags no "
+            "checksums, put a SHA256SUMS beside the files",
         )
 
 
-def _is_sound(path: Path, file: HubFile) -> bool:
-    if not path.is_file() or path.stat().st_size != file.bytes:
-        return False
-    if file.sha256 is not None:
-        return sha256(path) == file.sha256
-    # Git's id of a file: small files have no other checksum.
-    content = b"blob %d\0" % file.bytes + path.read_bytes()
-    return hashlib.sha1(content, usedforsecurity=False).hexdigest() == file.blob
-
-
-def _publish(staging: Path, folder: Path, origin: dict[str, str], files: Sequence[HubFile]) -> None:
-    # The library's own bookkeeping, and files of a longer list that an earlier version of this program wanted.
+def _publish(staging: Path, folder: Path, origin: dict[str, str], files: Sequence[SourceFile]) -> None:
+    # Bookkeeping of the download, and files of a longer list that an earlier version of this program wanted.
     for path in staging.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

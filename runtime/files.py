@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Callable, Generator
 from pathlib import Path
 
+from runtime.errors import Refusal
+
 CHUNK = 4 << 20  # bytes read at once while hashing
 
 
@@ -144,6 +146,15 @@ def is_disk_full(error: BaseException) -> bool:
         if cause is None:
             return False
         error = cause
+
+
+def disk_full(into: Path, consequence: str) -> Refusal:
+    """What to tell whoever fetches into a full disk."""
+    return Refusal(
+        f"the disk of {into} is full",
+        consequence,
+        f"free space, or give a larger file system, and run it again; removing {into}/staging gives up what is there",
+    )
 
 
 def human(size: float) -> str:

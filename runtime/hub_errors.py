@@ -6,7 +6,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from runtime.errors import Refusal
-from runtime.files import is_disk_full
+from runtime.files import disk_full, is_disk_full
 
 # Versions of huggingface_hub differ in the HTTP library whose errors they let through.
 LIBRARIES = {"huggingface_hub", "hf_xet", "requests", "urllib3", "httpx", "httpx2", "httpcore"}
@@ -22,7 +22,7 @@ def refusal_of(repository: str, revision: str, into: Path) -> Generator[None]:
         yield
     except Exception as error:
         if is_disk_full(error):
-            raise _disk_full(into) from error
+            raise disk_full(into, KEPT) from error
         library = type(error).__module__.split(".")[0]
         # hf_xet, which is not written in Python, raises bare RuntimeErrors.
         if library in LIBRARIES or isinstance(error, OSError | RuntimeError):
@@ -85,11 +85,3 @@ def _detail(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split())[:DETAIL_CHARACTERS]
-
-
-def _disk_full(into: Path) -> Refusal:
-    return Refusal(
-        f"the disk of {into} is full",
-        KEPT,
-        f"free space, or give a larger file system, and run it again; removing {into}/staging gives up what is there",
-    )

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from planner.sources import checkpoint_folder
-from runtime.fetch import RECORD, folder_name, wanted
+from runtime.checkpoint_files import wanted
+from runtime.fetch import RECORD, folder_name
 from runtime.process_tree import die_with_parent
 from tests.hub import COMMIT, TOKEN, Hub
 from tests.ports import free_ports
@@ -52,13 +53,14 @@ def start(
     revision: str = COMMIT,
     source: str = f"hf://{NAME}",
     prefix: tuple[str, ...] = (),
+    more: tuple[str, ...] = (),
     **env: str,
 ) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "runtime.fetch", "--source", source, "--revision", revision, "--into", str(into)]
     cache = into.parent / f"{into.name}-cache"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     return subprocess.Popen(
-        [*prefix, *command],
+        [*prefix, *command, *more],
         cwd=ROOT,
         env=clean | {"HF_ENDPOINT": hub, "XDG_CACHE_HOME": str(cache)} | env,
         stdout=subprocess.PIPE,
@@ -174,6 +176,17 @@ def test_two_fetchers_fetch_once(hub: Hub, tmp_path: Path) -> None:
     assert set(hub.gets.values()) == {1}
 
 
+def test_what_one_pod_of_a_node_fetched_no_other_fetches_again(hub: Hub, tmp_path: Path) -> None:
+    cache = ("--cache", str(tmp_path / "node"))
+    first = finish(start(hub.url, tmp_path / "a", more=cache))
+    second = finish(start(hub.url, tmp_path / "b", more=cache, revision="v1"))
+    for status, out, err in (first, second):
+        assert status == 0, err
+        assert_whole(Path(out.strip()))
+    assert [hub.gets[path] for path in SHARDS] == [1] * len(SHARDS)
+    assert list((tmp_path / "node" / "staging").iterdir()) == []
+
+
 def test_sigterm_ends_it_at_once_and_keeps_what_is_there(hub: Hub, tmp_path: Path) -> None:
     into = tmp_path / "checkpoints"
     hub.stalled = {SHARDS[0]}
@@ -191,7 +204,7 @@ def test_a_damaged_file_is_not_published_and_fetched_anew(hub: Hub, tmp_path: Pa
     hub.damaged = {SHARDS[1], "config.json"}
     status, _, err = finish(start(hub.url, into))
     assert status == 1
-    assert f"2 of 8 fetched files are not what the Hub has: config.json, {SHARDS[1]}" in err
+    assert f"2 of 8 fetched files are not what the source has: config.json, {SHARDS[1]}" in err
     assert published(into) == []
     hub.damaged = set()
     assert finish(start(hub.url, into))[0] == 0
