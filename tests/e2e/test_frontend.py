@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-import httpx
+import httpx2
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
@@ -72,9 +72,9 @@ def test_the_frontend_lives_through_the_loss_of_a_rank(served: Served, client: o
     while served.state()["phase"] == "ready":
         time.sleep(0.02)
     ready = f"http://127.0.0.1:{served.frontend}/readyz"
-    refused = httpx.get(ready, timeout=10)
+    refused = httpx2.get(ready, timeout=10)
     served.wait_ready(state["generation"] + 1)
-    while httpx.get(ready, timeout=10).status_code != 200:
+    while httpx2.get(ready, timeout=10).status_code != 200:
         time.sleep(0.1)
 
     assert refused.status_code == 503

@@ -10,7 +10,7 @@ import socket
 from contextlib import closing
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -31,7 +31,7 @@ def user(*parts: dict[str, str]) -> dict[str, Any]:
     return {"role": "user", "content": list(parts)}
 
 
-def error(response: httpx.Response) -> dict[str, Any]:
+def error(response: httpx2.Response) -> dict[str, Any]:
     (body,) = response.json().values()
     assert set(body) == {"message", "type", "param", "code"}
     assert body["message"]
@@ -74,7 +74,7 @@ def error(response: httpx.Response) -> dict[str, Any]:
     ],
 )
 def test_a_wrong_field_is_refused_by_name(frontend, change, param):
-    response = httpx.post(f"{frontend.url}/v1/chat/completions", content=json.dumps(GOOD | change))
+    response = httpx2.post(f"{frontend.url}/v1/chat/completions", content=json.dumps(GOOD | change))
 
     assert response.status_code == 400, response.text
     assert error(response)["param"] == param
@@ -102,7 +102,7 @@ def test_a_wrong_field_is_refused_by_name(frontend, change, param):
     ],
 )
 def test_what_changes_nothing_is_taken(frontend, harmless):
-    assert httpx.post(f"{frontend.url}/v1/chat/completions", json=GOOD | harmless).status_code == 200
+    assert httpx2.post(f"{frontend.url}/v1/chat/completions", json=GOOD | harmless).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_what_changes_nothing_is_taken(frontend, harmless):
     ],
 )
 def test_a_wrong_prompt_is_refused(frontend, change, param):
-    response = httpx.post(f"{frontend.url}/v1/completions", json=TEXT | change)
+    response = httpx2.post(f"{frontend.url}/v1/completions", json=TEXT | change)
 
     assert (response.status_code, error(response)["param"]) == (400, param), response.text
 
@@ -138,17 +138,17 @@ def test_a_wrong_prompt_is_refused(frontend, change, param):
     ],
 )
 def test_a_body_that_is_no_request_is_refused(frontend, body, code):
-    response = httpx.post(f"{frontend.url}/v1/completions", content=body)
+    response = httpx2.post(f"{frontend.url}/v1/completions", content=body)
 
     assert response.status_code == 400, response.text
     assert code in (None, error(response)["code"])
 
 
 def test_an_unknown_model_and_an_unknown_path(frontend):
-    response = httpx.post(f"{frontend.url}/v1/chat/completions", json=GOOD | {"model": "gpt-9"})
+    response = httpx2.post(f"{frontend.url}/v1/chat/completions", json=GOOD | {"model": "gpt-9"})
     assert (response.status_code, error(response)["code"]) == (404, "model_not_found")
-    assert httpx.get(f"{frontend.url}/v2/everything").status_code == 404
-    wrong_method = httpx.get(f"{frontend.url}/v1/chat/completions")
+    assert httpx2.get(f"{frontend.url}/v2/everything").status_code == 404
+    wrong_method = httpx2.get(f"{frontend.url}/v1/chat/completions")
     assert (wrong_method.status_code, wrong_method.headers["allow"]) == (405, "POST")
     assert error(wrong_method)["message"]
 
@@ -156,7 +156,7 @@ def test_an_unknown_model_and_an_unknown_path(frontend):
 @pytest.mark.parametrize("words", [2040, 5_000, 1_500_000])
 def test_a_prompt_over_the_context_never_reaches_the_engine(frontend, triton, words):
     before = len(ended_requests(triton))
-    response = httpx.post(f"{frontend.url}/v1/completions", json=TEXT | {"prompt": " word" * words}, timeout=30)
+    response = httpx2.post(f"{frontend.url}/v1/completions", json=TEXT | {"prompt": " word" * words}, timeout=30)
 
     if words < 2048:
         assert response.json()["usage"]["completion_tokens"] == 3
@@ -167,7 +167,7 @@ def test_a_prompt_over_the_context_never_reaches_the_engine(frontend, triton, wo
 
 
 def test_an_answer_ends_where_the_context_does(frontend):
-    choice = httpx.post(
+    choice = httpx2.post(
         f"{frontend.url}/v1/completions", json=TEXT | {"prompt": " word" * 2040, "max_tokens": 99}
     ).json()
 
@@ -191,8 +191,8 @@ def test_a_body_that_hides_its_size_is_refused_too(frontend):
             yield b" " * 100_000
 
     # It may be refused while it is still being sent.
-    with contextlib.suppress(httpx.WriteError):
-        assert httpx.post(f"{frontend.url}/v1/completions", content=endless()).status_code == 413
+    with contextlib.suppress(httpx2.WriteError):
+        assert httpx2.post(f"{frontend.url}/v1/completions", content=endless()).status_code == 413
 
 
 def test_garbage_on_the_wire_harms_nobody(frontend):
@@ -200,7 +200,7 @@ def test_garbage_on_the_wire_harms_nobody(frontend):
         with socket.create_connection(("127.0.0.1", frontend.port), timeout=5) as raw:
             raw.sendall(garbage)
             assert b"400" in raw.recv(100)
-    assert httpx.post(f"{frontend.url}/v1/completions", json=TEXT).status_code == 200
+    assert httpx2.post(f"{frontend.url}/v1/completions", json=TEXT).status_code == 200
 
 
 def test_fuzz_from_its_own_description(frontend):

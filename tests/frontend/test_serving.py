@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-import httpx
+import httpx2
 import pytest
 
 from tests.frontend.serving import ROOT, FrontendProcess, ended_requests, stub_repository
@@ -24,9 +24,9 @@ def slow(tokens: int, pause_ms: int, **more) -> dict:
     return {**TEXT, "max_tokens": tokens, "min_tokens": pause_ms, **more}
 
 
-def post(frontend: FrontendProcess, body: dict = TEXT, key: str | None = None) -> httpx.Response:
+def post(frontend: FrontendProcess, body: dict = TEXT, key: str | None = None) -> httpx2.Response:
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    return httpx.post(f"{frontend.url}/v1/completions", json=body, headers=headers, timeout=60)
+    return httpx2.post(f"{frontend.url}/v1/completions", json=body, headers=headers, timeout=60)
 
 
 def in_background(frontend: FrontendProcess, body: dict, count: int) -> tuple[list[threading.Thread], list]:
@@ -39,7 +39,7 @@ def in_background(frontend: FrontendProcess, body: dict, count: int) -> tuple[li
 
 
 def metric(frontend: FrontendProcess, name: str) -> float:
-    lines = httpx.get(f"{frontend.url}/metrics").text.splitlines()
+    lines = httpx2.get(f"{frontend.url}/metrics").text.splitlines()
     return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
 
 
@@ -72,7 +72,7 @@ def test_keys_are_asked_for_and_rotated_without_a_restart(start_frontend, tmp_pa
         refused = post(frontend, key=key)
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
         assert refused.headers["www-authenticate"] == "Bearer"
-    assert httpx.get(f"{frontend.url}/v1/models").status_code == 401
+    assert httpx2.get(f"{frontend.url}/v1/models").status_code == 401
     assert post(frontend, key="old").status_code == 200
 
     write_keys(path, old={}, new={})
@@ -165,7 +165,7 @@ def test_drain_lets_streams_end_and_refuses_new_ones(start_frontend):
     threads, responses = in_background(frontend, slow(40, 50, stream=True), 16)
     wait_for(lambda: metric(frontend, "frontend_sequences_in_flight") == 16)
     frontend.process.send_signal(signal.SIGTERM)
-    wait_for(lambda: httpx.get(f"{frontend.url}/readyz").status_code == 503)
+    wait_for(lambda: httpx2.get(f"{frontend.url}/readyz").status_code == 503)
     refused = post(frontend)
     for thread in threads:
         thread.join()
@@ -222,8 +222,8 @@ def test_a_dead_engine_is_503_and_a_stream_over_it_ends_with_an_error(own_triton
         assert done == "data: [DONE]"
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
     assert "retry-after" in refused.headers
-    assert httpx.get(f"{frontend.url}/readyz").status_code == 503
-    assert httpx.get(f"{frontend.url}/healthz").status_code == 200
+    assert httpx2.get(f"{frontend.url}/readyz").status_code == 503
+    assert httpx2.get(f"{frontend.url}/healthz").status_code == 200
     assert metric(frontend, "frontend_sequences_in_flight") == 0
     assert "Traceback" not in frontend.stop()
 
@@ -247,7 +247,7 @@ def test_a_traced_request_is_served_on_a_stream_of_its_own(start_frontend):
     frontend = start_frontend()
     parent = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
     for _ in range(3):
-        assert httpx.post(f"{frontend.url}/v1/completions", json=TEXT, headers=parent).status_code == 200
+        assert httpx2.post(f"{frontend.url}/v1/completions", json=TEXT, headers=parent).status_code == 200
 
 
 def test_a_port_that_is_taken_is_refused(engine):
@@ -264,5 +264,5 @@ def test_an_engine_that_is_not_loaded_is_503(start_frontend):
     other = start_frontend("--engine-model=absent", wait=False)
     wait_for(lambda: other.answers("/healthz"))
 
-    assert httpx.get(f"{other.url}/readyz").status_code == 503
+    assert httpx2.get(f"{other.url}/readyz").status_code == 503
     assert (post(other).status_code, post(other).json()["error"]["code"]) == (503, "engine_unavailable")
