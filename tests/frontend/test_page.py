@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from tests.frontend.serving import FrontendProcess
 
@@ -89,6 +89,12 @@ def test_a_refusal_is_shown_and_the_next_question_answered(served: FrontendProce
 
 
 def test_an_answer_can_be_stopped(served: FrontendProcess, page: Page) -> None:
+    def slowly(route: Route) -> None:
+        # The stub engine waits so many milliseconds before each token.
+        asked = json.loads(route.request.post_data or "") | {"min_tokens": 30}
+        route.continue_(post_data=json.dumps(asked))
+
+    page.route("**/v1/chat/completions", slowly)
     page.goto(served.url)
     expect(page.locator("#phase")).to_have_text("ready")
     page.fill("#max-tokens", "1800")
