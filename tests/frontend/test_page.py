@@ -20,7 +20,8 @@ STATE = {
 }
 
 
-@pytest.fixture(scope="session")
+# Not for the session: until it ends, no other test of this process could run an event loop.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not chromium:
