@@ -24,6 +24,7 @@ from frontend.completion import Model
 from frontend.engine import Engine
 from frontend.errors import Refusal
 from frontend.keys import Keys
+from frontend.text_engine import TextEngine
 from frontend.tokenizer import ModelTokenizer
 
 
@@ -48,7 +49,8 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(options: argparse.Namespace, keys: Keys, tokenizer: ModelTokenizer, listener: socket.socket) -> None:
-    engine = Engine(options.grpc, options.engine_model, options.silence_seconds)
+    address = (options.grpc, options.engine_model, options.silence_seconds)
+    engine = TextEngine(*address, tokenizer) if options.text else Engine(*address)
     model = Model(options.model, tokenizer, engine, options.max_seq_len)
     frontend = Frontend(model, keys, options.max_sequences, options.state)
     config = uvicorn.Config(
@@ -103,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokenizer", required=True, type=Path, metavar="DIR", help="the engine's tokenizer folder")
     parser.add_argument("--max-seq-len", required=True, type=int, metavar="N", help="tokens of prompt and answer")
     parser.add_argument("--engine-model", default="tensorrt_llm", help="Triton's name of it (default: %(default)s)")
+    parser.add_argument("--text", action="store_true", help="it takes and gives text: --engine-model tensorrt_llm_bls")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=9000, help="(default: %(default)s)")
     parser.add_argument("--api-keys", type=Path, metavar="FILE", help="see frontend/keys.py; re-read when it changes")

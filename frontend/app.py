@@ -100,7 +100,7 @@ class Frontend:
             sequences = sequences_of(self._model, request, prompts, _trace(http))
             if len(sequences) > self._admission.limit:
                 raise ApiError(400, f"{len(sequences)} answers at once; {self._admission.limit} are served", param="n")
-            prompt_tokens = sum(map(len, prompts))
+            prompt_tokens = sum(len(ids) for ids, _ in prompts)
             caller.take_prompt(prompt_tokens)
             self._admission.take(len(sequences) - 1)
             taken = len(sequences)
