@@ -26,17 +26,19 @@ from frontend.errors import Refusal
 from frontend.keys import Keys
 from frontend.text_engine import TextEngine
 from frontend.tokenizer import ModelTokenizer
+from frontend.tracing import Tracing, from_environment
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        keys, tokenizer = Keys(options.api_keys), ModelTokenizer(options.tokenizer)
+        keys, tokenizer, tracing = Keys(options.api_keys), ModelTokenizer(options.tokenizer), from_environment()
         listener = _listener(options)
     except Refusal as refusal:
         print(f"refused: {refusal}", file=sys.stderr, flush=True)
         return 2
-    uvloop.run(_serve(options, keys, tokenizer, listener))
+    uvloop.run(_serve(options, keys, tokenizer, tracing, listener))
+    tracing.close()
     return 0
 
 
@@ -48,11 +50,13 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _serve(options: argparse.Namespace, keys: Keys, tokenizer: ModelTokenizer, listener: socket.socket) -> None:
+async def _serve(
+    options: argparse.Namespace, keys: Keys, tokenizer: ModelTokenizer, tracing: Tracing, listener: socket.socket
+) -> None:
     address = (options.grpc, options.engine_model, options.silence_seconds)
     engine = TextEngine(*address, tokenizer) if options.text else Engine(*address)
     model = Model(options.model, tokenizer, engine, options.max_seq_len)
-    frontend = Frontend(model, keys, options.max_sequences, options.state)
+    frontend = Frontend(model, keys, options.max_sequences, options.state, tracing)
     config = uvicorn.Config(
         frontend.app,
         http="httptools",

@@ -44,7 +44,8 @@ class Sequence:
         self._model, self._generation, self._stops = model, generation, stops
         self._answer = model.engine.answer(generation, metadata)
         self.tokens = 0
-        self.finished = False
+        self.first_token_ns: int | None = None
+        self.finish: str | None = None
         self.stop = self._answer.stop
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
@@ -61,6 +62,7 @@ class Sequence:
                     if last == started:
                         metrics.waiting.dec()
                         metrics.first_token.observe(now - started)
+                        self.first_token_ns = time.time_ns()
                     elif ids:
                         observe(now - last)
                     last = now
@@ -79,7 +81,7 @@ class Sequence:
                         finish = "stop" if ended or self.tokens < asked.max_tokens else "length"
                         piece += stops.flush()
                     drawn = [LogProb(model.tokenizer.token(i), p) for i, p in zip(ids, log_probs, strict=False)]
-                    self.finished = finish is not None
+                    self.finish = finish
                     if piece or drawn or finish:
                         yield Piece(piece, drawn, finish)
                     if finish:
