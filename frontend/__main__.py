@@ -24,18 +24,21 @@ from frontend.completion import Model
 from frontend.engine import Engine
 from frontend.errors import Refusal
 from frontend.keys import Keys
+from frontend.text_engine import TextEngine
 from frontend.tokenizer import ModelTokenizer
+from frontend.tracing import Tracing, from_environment
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        keys, tokenizer = Keys(options.api_keys), ModelTokenizer(options.tokenizer)
+        keys, tokenizer, tracing = Keys(options.api_keys), ModelTokenizer(options.tokenizer), from_environment()
         listener = _listener(options)
     except Refusal as refusal:
         print(f"refused: {refusal}", file=sys.stderr, flush=True)
         return 2
-    uvloop.run(_serve(options, keys, tokenizer, listener))
+    uvloop.run(_serve(options, keys, tokenizer, tracing, listener))
+    tracing.close()
     return 0
 
 
@@ -47,10 +50,13 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _serve(options: argparse.Namespace, keys: Keys, tokenizer: ModelTokenizer, listener: socket.socket) -> None:
-    engine = Engine(options.grpc, options.engine_model, options.silence_seconds)
+async def _serve(
+    options: argparse.Namespace, keys: Keys, tokenizer: ModelTokenizer, tracing: Tracing, listener: socket.socket
+) -> None:
+    address = (options.grpc, options.engine_model, options.silence_seconds)
+    engine = TextEngine(*address, tokenizer) if options.text else Engine(*address)
     model = Model(options.model, tokenizer, engine, options.max_seq_len)
-    frontend = Frontend(model, keys, options.max_sequences, options.state)
+    frontend = Frontend(model, keys, options.max_sequences, options.state, tracing)
     config = uvicorn.Config(
         frontend.app,
         http="httptools",
@@ -103,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokenizer", required=True, type=Path, metavar="DIR", help="the engine's tokenizer folder")
     parser.add_argument("--max-seq-len", required=True, type=int, metavar="N", help="tokens of prompt and answer")
     parser.add_argument("--engine-model", default="tensorrt_llm", help="Triton's name of it (default: %(default)s)")
+    parser.add_argument("--text", action="store_true", help="it takes and gives text: --engine-model tensorrt_llm_bls")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=9000, help="(default: %(default)s)")
     parser.add_argument("--api-keys", type=Path, metavar="FILE", help="see frontend/keys.py; re-read when it changes")

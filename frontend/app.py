@@ -21,11 +21,11 @@ from frontend.keys import Caller, Keys
 from frontend.openapi import document
 from frontend.requests import AnyRequest, ChatRequest, CompletionRequest, decoded
 from frontend.responses import CompletionResponse
+from frontend.tracing import Trace, Tracing
 
 MAX_BODY_BYTES = 10 * 1000 * 1000
 BODY_SECONDS = 60.0
 LAST_WORD_SECONDS = 2.0
-TRACE_HEADERS = ("traceparent", "tracestate")
 
 
 class Admission:
@@ -50,7 +50,10 @@ class Admission:
 class Frontend:
     """`app` is the ASGI application, with at most `max_sequences` in it. `state` is the launcher's state.json."""
 
-    def __init__(self, model: Model, keys: Keys, max_sequences: int, state: Path | None = None) -> None:
+    def __init__(
+        self, model: Model, keys: Keys, max_sequences: int, state: Path | None = None, tracing: Tracing | None = None
+    ) -> None:
+        self._tracing = tracing or Tracing()
         self._model, self._keys, self._created, self._state = model, keys, int(time.time()), state
         self._admission = Admission(max_sequences)
         self._responses: set[CompletionResponse] = set()
@@ -88,6 +91,14 @@ class Frontend:
         return await self._complete(request, CompletionRequest, TextFormat)
 
     async def _complete(self, http: Request, kind: type[AnyRequest], form: type[Format]) -> Any:
+        trace = self._tracing.start(http)
+        try:
+            return await self._admit(http, kind, form, trace)
+        except BaseException as error:
+            trace.end(error.status if isinstance(error, ApiError) else 500)
+            raise
+
+    async def _admit(self, http: Request, kind: type[AnyRequest], form: type[Format], trace: Trace) -> Any:
         caller = self._caller(http)
         self._admission.take(1)
         taken = 1
@@ -97,10 +108,10 @@ class Frontend:
             if request.model != self._model.name:
                 raise _no_model(request.model)
             prompts = await prompts_of(self._model, request)
-            sequences = sequences_of(self._model, request, prompts, _trace(http))
+            sequences = sequences_of(self._model, request, prompts, trace.metadata)
             if len(sequences) > self._admission.limit:
                 raise ApiError(400, f"{len(sequences)} answers at once; {self._admission.limit} are served", param="n")
-            prompt_tokens = sum(map(len, prompts))
+            prompt_tokens = sum(len(ids) for ids, _ in prompts)
             caller.take_prompt(prompt_tokens)
             self._admission.take(len(sequences) - 1)
             taken = len(sequences)
@@ -108,12 +119,14 @@ class Frontend:
             self._admission.give(taken)
             raise
         metrics.prompt_tokens.inc(prompt_tokens)
+        trace.asked(request, prompt_tokens)
         usage = bool(request.stream_options and request.stream_options.include_usage)
 
         def ended(status: int, tokens: int) -> None:
             self._admission.give(taken)
             self._responses.discard(response)
             caller.tokens.take(tokens)
+            trace.end(status, sequences)
             _count(http, status)
 
         response = CompletionResponse(
@@ -192,10 +205,6 @@ async def _body(http: Request) -> bytes:
     except ClientDisconnect:
         raise ApiError(400, "the client left before its request was whole") from None
     return b"".join(parts)
-
-
-def _trace(http: Request) -> tuple[tuple[str, str], ...]:
-    return tuple((name, http.headers[name]) for name in TRACE_HEADERS if name in http.headers)
 
 
 def _no_model(name: str) -> ApiError:

@@ -1,10 +1,11 @@
 """Triton's `tensorrt_llm` model over gRPC: token ids in, token ids out as they come."""
 
 import asyncio
+import re
 import secrets
 import struct
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import grpc
 from tritonclient.grpc import service_pb2
 
+from frontend.detokenizer import Detokenizer
 from frontend.errors import ApiError, unavailable
 
 # protobuf makes its classes at import, and grpc.aio has no annotations: no type checker sees them.
@@ -30,9 +32,13 @@ OPTIONS = [
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What is asked of the engine. Greedy where top_k is 1; top_k 0 and top_p 1 draw from all tokens."""
+    """What is asked of the engine. Greedy where top_k is 1; top_k 0 and top_p 1 draw from all tokens.
+
+    `text` is the prompt before it was tokenised; None: the client sent token ids.
+    """
 
     prompt: list[int]
+    text: str | None = None
     max_tokens: int
     end_id: int
     pad_id: int
@@ -145,12 +151,14 @@ class Answer:
                     continue
                 if reply.error_message:
                     raise _engine_error(reply.error_message)
-                yield _tokens(reply.infer_response, final)
+                yield self._tokens(reply.infer_response, final)
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
             raise _lost(error) from None
         except asyncio.CancelledError:
             if asyncio.current_task().cancelling():  # pyright: ignore[reportOptionalMemberAccess]
                 raise
+            if self.stopped:
+                return
             # Not the caller was cancelled but the stream, by the watch over silent ones.
             raise unavailable(f"the engine is silent for {engine.silence_seconds:g} s", "engine_stalled") from None
         finally:
@@ -160,6 +168,10 @@ class Answer:
                 engine.spawn(self._finish(call))
             else:
                 self._release(call)
+
+    def text_of(self, decode: Callable[[list[int]], str]) -> Callable[[list[int]], str]:
+        """A function from the ids that `tokens` just gave to the text that they complete."""
+        return Detokenizer(decode).push
 
     def stop(self) -> None:
         """Ask the engine to end; `tokens` ends when it has."""
@@ -195,6 +207,9 @@ class Answer:
         else:
             self._engine.idle.append(call)
 
+    def _tokens(self, response: Any, final: bool) -> Tokens:
+        return _tokens(response, final)
+
     def _count(self, reply: Any) -> bool:
         final = bool(reply.error_message) or reply.infer_response.parameters["triton_final_response"].bool_param
         self._finals -= final
@@ -204,7 +219,7 @@ class Answer:
 def _message(model: str, request_id: str, generation: Generation) -> Any:
     g = generation
     request = pb.ModelInferRequest(model_name=model, id=request_id)
-    _add(request, "input_ids", "INT32", struct.pack(f"<{len(g.prompt)}i", *g.prompt), len(g.prompt))
+    add_tensor(request, "input_ids", "INT32", struct.pack(f"<{len(g.prompt)}i", *g.prompt), len(g.prompt))
     integers = {
         "input_lengths": len(g.prompt),
         "request_output_len": g.max_tokens,
@@ -212,39 +227,44 @@ def _message(model: str, request_id: str, generation: Generation) -> Any:
         "pad_id": g.pad_id,
         "runtime_top_k": g.top_k,
     }
-    floats = {"temperature": g.temperature, "runtime_top_p": g.top_p}
-    if g.min_tokens:
-        integers["min_tokens"] = g.min_tokens
-    penalties = {
-        "presence_penalty": (g.presence_penalty, 0),
-        "frequency_penalty": (g.frequency_penalty, 0),
-        "repetition_penalty": (g.repetition_penalty, 1),
-    }
-    floats |= {name: given for name, (given, neutral) in penalties.items() if given != neutral}
-    for name, number in integers.items():
-        _add(request, name, "INT32", struct.pack("<i", number))
-    for name, number in floats.items():
-        _add(request, name, "FP32", struct.pack("<f", number))
-    _add(request, "seed", "UINT64", struct.pack("<Q", g.seed))
+    add_numbers(request, g, integers, {"runtime_top_p": g.top_p})
     for name in ("streaming", "exclude_input_in_output", *(["return_log_probs"] if g.log_probs else [])):
-        _add(request, name, "BOOL", b"\1")
+        add_tensor(request, name, "BOOL", b"\1")
     for name in ("output_ids", *(["output_log_probs"] if g.log_probs else [])):
         request.outputs.add(name=name)
     request.parameters["triton_enable_empty_final_response"].bool_param = True
     return request
 
 
+def add_numbers(request: Any, g: Generation, integers: dict[str, int], floats: dict[str, float]) -> None:
+    """Those, and the tensors of `g` that have one name for every model."""
+    penalties = {
+        "presence_penalty": (g.presence_penalty, 0),
+        "frequency_penalty": (g.frequency_penalty, 0),
+        "repetition_penalty": (g.repetition_penalty, 1),
+    }
+    floats = {"temperature": g.temperature, **floats}
+    floats |= {name: given for name, (given, neutral) in penalties.items() if given != neutral}
+    if g.min_tokens:
+        integers = {**integers, "min_tokens": g.min_tokens}
+    for name, number in integers.items():
+        add_tensor(request, name, "INT32", struct.pack("<i", number))
+    for name, number in floats.items():
+        add_tensor(request, name, "FP32", struct.pack("<f", number))
+    add_tensor(request, "seed", "UINT64", struct.pack("<Q", g.seed))
+
+
 def _stop_message(model: str, request_id: str) -> Any:
     """A stop, with the tensors that the engine requires of every request."""
     stop = pb.ModelInferRequest(model_name=model, id=request_id)
     for name in ("input_ids", "input_lengths", "request_output_len"):
-        _add(stop, name, "INT32", b"\0\0\0\0")
-    _add(stop, "stop", "BOOL", b"\1")
+        add_tensor(stop, name, "INT32", b"\0\0\0\0")
+    add_tensor(stop, "stop", "BOOL", b"\1")
     stop.parameters["triton_enable_empty_final_response"].bool_param = True
     return stop
 
 
-def _add(request: Any, name: str, datatype: str, raw: bytes, count: int = 1) -> None:
+def add_tensor(request: Any, name: str, datatype: str, raw: bytes, count: int = 1) -> None:
     request.inputs.add(name=name, datatype=datatype, shape=(1, count))
     request.raw_input_contents.append(raw)
 
@@ -266,6 +286,8 @@ def _engine_error(message: str) -> ApiError:
         return unavailable(f"the engine's queue is full: {message}", "queue_full")
     if any(word in message for word in ("stopping", "not ready", "not found", "send the request again")):
         return unavailable(f"the engine cannot serve now: {message}", "engine_unavailable")
+    if unsupported := re.search(r"(\w+) is not supported by", message):
+        return ApiError(400, message, param=unsupported[1], code="unsupported_parameter")
     if "KV cache" in message:
         return ApiError(400, f"the request is larger than the engine: {message}", code="context_length_exceeded")
     return ApiError(500, f"the engine refused the request: {message}", kind="server_error", code="engine_error")

@@ -43,11 +43,16 @@ class ModelTokenizer:
                 "build the engine again from a checkpoint that has the tokenizer files published with its weights",
             )
         self._bos_id, self.end_id, self.pad_id = bos, end, end if pad is None else pad
+        self._adds_bos = bos is not None and self._tokenizer.encode("").ids[:1] == [bos]
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids; special tokens written in the text are parsed as such. A leading BOS is never doubled."""
         ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids[1:] if self._bos_id is not None and ids[:2] == [self._bos_id] * 2 else ids
+
+    def without_bos(self, prompt: str) -> str:
+        """The prompt for an engine that tokenises it itself: a BOS that the tokenizer adds would stand there twice."""
+        return prompt.removeprefix(self._special["bos_token"] or "") if self._adds_bos else prompt
 
     def decode(self, ids: list[int]) -> str:
         """Text; bytes that are not (yet) a whole character come out as U+FFFD."""

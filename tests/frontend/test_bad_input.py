@@ -208,8 +208,8 @@ def test_garbage_on_the_wire_harms_nobody(frontend):
 def test_fuzz_from_its_own_description(frontend):
     """Every operation with generated requests, valid and not: no 5xx, nothing undocumented, no hang.
 
-    Back-pressure alone is no fault: on a busy machine Triton's queue may fill, or its readiness come late. Who comes again
-    after Retry-After, as clients do, must get an answer that is none.
+    Back-pressure alone is no fault: on a busy machine a queue may fill, or Triton say late that it is ready. Who comes
+    again after Retry-After, as clients do, must get another answer.
     """
     schema = schemathesis.openapi.from_url(f"{frontend.url}/openapi.json")
     statuses = collections.Counter[int]()

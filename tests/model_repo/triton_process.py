@@ -25,7 +25,7 @@ NUMPY = {bool: np.bool_, int: np.int32, float: np.float32}
 class TritonProcess:
     """`wait_ready` raises with the log when the server ends instead."""
 
-    def __init__(self, repository: Path, cache: Path) -> None:
+    def __init__(self, repository: Path, cache: Path, *flags: str) -> None:
         triton = find_triton(cache)
         self.ports = free_ports(3)
         self.repository, self.log = repository, repository.parent / f"{repository.name}.log"
@@ -40,7 +40,7 @@ class TritonProcess:
         path = os.pathsep.join([triton.environment.get("PATH", ""), os.environ["PATH"]])
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command,
+                [*command, *flags],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **triton.environment, "PATH": path},
