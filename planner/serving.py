@@ -9,6 +9,7 @@ from planner.config_problems import Finding
 from planner.errors import Problem
 from planner.fleet import PoolPlan, ServingPlan, SpotNotice
 from planner.memory import GIB, RankMemory
+from planner.object_sources import object_source
 
 # Share of a node's CPUs and memory that pods may ask for: the kubelet, DaemonSets and drivers take the rest.
 USABLE = 0.8
@@ -163,3 +164,5 @@ def placement_warnings(
         yield "spot without a fallback: while there is no spot capacity, nothing is served"
     if model.source.startswith("hf://") and model.revision and len(model.revision) < 40:
         yield f"revision {model.revision} is not a full commit hash; a tag can be moved"
+    if object_source(model.source) and model.revision and not model.revision.startswith(("sha256:", "etags:")):
+        yield f"revision {model.revision} is a name: sha256:… of a SHA256SUMS there would pin every byte"

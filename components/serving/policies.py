@@ -64,26 +64,24 @@ def bucket_policy(
     opts: pulumi.ResourceOptions,
 ) -> NetworkPolicy:
     """What a pod needs to read the model bucket, on clouds that mount it from inside the pod."""
-    egress = [
-        NetworkPolicyEgressRuleArgs(
-            to=[NetworkPolicyPeerArgs(ip_block=IPBlockArgs(cidr=way.cidr))],
-            ports=[NetworkPolicyPortArgs(port=way.port, protocol="TCP")],
-        )
-        for way in ways
-    ]
     return NetworkPolicy(
         name,
         metadata=ObjectMetaArgs(name=policy, namespace=namespace, labels=common_labels()),
         spec=NetworkPolicySpecArgs(
-            pod_selector=LabelSelectorArgs(match_labels=dict(pods)), policy_types=["Egress"], egress=egress
+            pod_selector=LabelSelectorArgs(match_labels=dict(pods)),
+            policy_types=["Egress"],
+            egress=[_out(way) for way in ways],
         ),
         opts=opts,
     )
 
 
-def fetch_policy(name: str, *, checkpoint: str, namespace: str, opts: pulumi.ResourceOptions) -> NetworkPolicy:
+def fetch_policy(
+    name: str, *, checkpoint: str, ways: Sequence[Way], namespace: str, opts: pulumi.ResourceOptions
+) -> NetworkPolicy:
     """The only way out of the cluster: weights come by HTTPS, from content networks without fixed addresses. It leads
-    neither to nodes nor to the Kubernetes API nor to the instance's metadata."""
+    neither to nodes nor to the Kubernetes API nor to the instance's metadata, but for `ways`: a pod that is somebody in
+    the cloud gets its credentials there."""
     anywhere = NetworkPolicyPeerArgs(ip_block=IPBlockArgs(cidr="0.0.0.0/0", except_=list(NOT_INTERNET)))
     return NetworkPolicy(
         name,
@@ -92,8 +90,16 @@ def fetch_policy(name: str, *, checkpoint: str, namespace: str, opts: pulumi.Res
             pod_selector=LabelSelectorArgs(match_labels=fetch_of(checkpoint)),
             policy_types=["Egress"],
             egress=[
-                NetworkPolicyEgressRuleArgs(to=[anywhere], ports=[NetworkPolicyPortArgs(port=443, protocol="TCP")])
+                NetworkPolicyEgressRuleArgs(to=[anywhere], ports=[NetworkPolicyPortArgs(port=443, protocol="TCP")]),
+                *map(_out, ways),
             ],
         ),
         opts=opts,
+    )
+
+
+def _out(way: Way) -> NetworkPolicyEgressRuleArgs:
+    return NetworkPolicyEgressRuleArgs(
+        to=[NetworkPolicyPeerArgs(ip_block=IPBlockArgs(cidr=way.cidr))],
+        ports=[NetworkPolicyPortArgs(port=way.port, protocol="TCP")],
     )

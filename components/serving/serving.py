@@ -20,6 +20,7 @@ from components.serving.placement import room_to_surge
 from components.serving.service import endpoint
 from components.serving.weights_fetch import TOKEN_KEY, WeightsFetch, WeightsFetchArgs
 from planner.fleet import ServingPlan
+from planner.object_sources import cloud_source
 from planner.plan import FleetPlan, ModelPlan
 from planner.sources import bucket_prefix
 from planner.versions import TRITON_IMAGE
@@ -121,7 +122,8 @@ class Serving(pulumi.ComponentResource):
         """By the checkpoint's folder: engines and models may share one."""
         models = {folder: model for model in args.plan.models if (folder := weights_fetch.fetched(model))}
         token: list[pulumi.Resource] = []
-        if models and args.hugging_face_token is not None:
+        gated = any(model.config.source.startswith(weights_fetch.HUB) for model in models.values())
+        if gated and args.hugging_face_token is not None:
             metadata = ObjectMetaArgs(name=TOKEN_SECRET, namespace=common.namespace, labels=common_labels())
             data = {TOKEN_KEY: args.hugging_face_token}
             token = [Secret(f"{name}-hub", metadata=metadata, string_data=data, opts=common.child(self))]
@@ -130,6 +132,7 @@ class Serving(pulumi.ComponentResource):
                 f"{name}-weights-{folder}",
                 WeightsFetchArgs(
                     model=model,
+                    identity=_reader(args.cloud, model, weights_fetch.object_name(folder), common.namespace),
                     common=common,
                     token_secret=TOKEN_SECRET if token else None,
                     deadline_seconds=weights_fetch.deadline_seconds(args.plan.models),
@@ -139,6 +142,14 @@ class Serving(pulumi.ComponentResource):
             )
             for folder, model in models.items()
         }
+
+
+def _reader(cloud: Cloud, model: ModelPlan, account: str, namespace: str) -> Identity:
+    """Who reads a source: nobody in the cloud, but for a bucket that not everybody may read."""
+    source = cloud_source(model.config)
+    if source is None:
+        return Identity()
+    return cloud.source_reader(account, namespace=namespace, service_account=account, source=source)
 
 
 def _image(plan: FleetPlan) -> str:

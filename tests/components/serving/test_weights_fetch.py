@@ -295,6 +295,49 @@ def test_the_deadline_is_the_checkpoints_and_not_the_engines() -> None:
     assert deadline_seconds(planned("aws-llama-405b-fp8").models) == deadline_seconds(planned(LARGE).models)
 
 
+S3 = "s3://elsewhere/llama/405b"
+
+
+def test_weights_of_another_bucket_are_fetched_by_somebody_who_may_read_them() -> None:
+    recorded = served(with_source(planned(LARGE), S3))
+    fetch, spec = fetch_of(recorded), pod(recorded)
+    account = recorded.one("ServiceAccount", "-weights-")
+    right = recorded.one("test:index:Right")
+
+    assert fetch.inputs["spec"]["template"]["spec"]["containers"][0]["command"][3:5] == ["--source", S3]
+    assert "--anonymous" not in spec["containers"][0]["command"]
+    assert account.inputs["metadata"]["name"] == spec["serviceAccountName"]
+    assert account.inputs["metadata"]["annotations"] == {"cloud.example/reads": "elsewhere/llama/405b in tritonfleet"}
+    assert right.urn in account.depends_on
+    assert account.urn in fetch.depends_on
+    labels = fetch.inputs["spec"]["template"]["metadata"]["labels"]
+    assert labels["cloud.example/somebody"] == "true"
+    policy = recorded.one("NetworkPolicy", "-weights-").inputs["spec"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+    assert policy["egress"][1:] == [
+        {"to": [{"ipBlock": {"cidr": "169.254.1.2/32"}}], "ports": [{"port": 80, "protocol": "TCP"}]}
+    ]
+    build = build_of(recorded)
+    assert fetch.urn in build.depends_on
+    folder = checkpoint_folder(S3, planned(LARGE).models[0].config.revision or "")
+    assert f"/shared/checkpoints/{folder}" in build.inputs["spec"]["template"]["spec"]["containers"][0]["command"]
+
+
+def test_who_reads_a_bucket_knows_no_token_of_the_hub() -> None:
+    recorded = served(with_source(planned(LARGE), S3))
+
+    assert not recorded.of("Secret", "serving-hub")
+    (fetch,) = pod(recorded)["containers"]
+    assert not [name for name in variables(fetch) if name.startswith("HF_")]
+    assert "hugging-face" not in repr(pod(recorded))
+
+
+def test_a_source_of_the_hub_goes_only_where_it_went() -> None:
+    (rule,) = served().one("NetworkPolicy", "-weights-").inputs["spec"]["egress"]
+    (peer,) = rule["to"]
+    assert "169.254.0.0/16" in peer["ipBlock"]["except"]
+
+
 def test_weights_of_a_bucket_are_not_fetched() -> None:
     recorded = served(with_source(planned(LARGE), "bucket://llama/405b/"))
 
