@@ -42,7 +42,7 @@ UPLOAD = """
 import sys, time, urllib.request as u
 from pathlib import Path
 url, bucket, prefix, folder = sys.argv[1:]
-owner = {"Authorization": "AWS owner:b"}
+owner = {"Authorization": "AWS owner:b", "Content-Type": "application/octet-stream"}
 put = lambda path, data: u.urlopen(u.Request(f"{url}/{path}", data, owner, method="PUT"), timeout=10).close()
 for attempt in range(300):
     try:
