@@ -249,7 +249,7 @@ def test_another_file_system_begins_every_job_anew_and_nothing_else_does(monkeyp
         return replace(planned(LARGE), infrastructure=replace(site, storage=replace(site.storage, **change)))
 
     before = jobs_and_options(planned(LARGE), monkeypatch)
-    assert len(before) == 2, "a fetch and a build"
+    assert len(before) == 3, "an installation, a fetch and a build"
     assert all(options == [f'metadata.annotations["{key}"]'] for _, options in before.values())
 
     for plan in (planned(LARGE, on_nfs), moved(zone="elsewhere-1a")):
@@ -318,5 +318,5 @@ def test_the_quota_has_room_for_every_fetch_beside_all_groups(stack: str) -> Non
     plan = planned(stack)
     assert plan.infrastructure
     serving = sum(model.serving.replicas * model.serving.group_size for model in plan.models if model.serving)
-    fetches = len(served(plan).of("Job", "-weights-"))
+    fetches = len(served(plan).of("Job", "-weights-")) + len(served(plan).of("Job", "-environment-"))
     assert serving + fetches + len(plan.models) <= int(limits(plan.infrastructure)["pods"])
