@@ -11,6 +11,7 @@ from planner.cloud_config import (
     ExistingConfig,
     GcpConfig,
     ImagesConfig,
+    KeyLimits,
     NetworkConfig,
     PoolConfig,
     StorageConfig,
@@ -118,6 +119,8 @@ class SiteConfig(Strict):
     existing: ExistingConfig | None = None
     allow_replacement: Annotated[tuple[str, ...], Field(strict=False)] = ()
     hugging_face_token: bool = False
+    api_keys: bool = False
+    key_limits: dict[str, KeyLimits] = Field(default={})
 
 
 class StackConfig(SiteConfig):

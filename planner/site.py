@@ -116,6 +116,7 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
         azure=config.azure,
         existing=None,
         hugging_face_token=config.hugging_face_token,
+        key_limits=config.key_limits,
         cost=estimate_cost(config.cloud, config.region, in_order, wanted),
         quotas=quota_needs(config.cloud, in_order),
     )

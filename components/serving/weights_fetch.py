@@ -1,13 +1,12 @@
 """The Job that downloads the weights of one source: once for all engines built from it, and without a GPU.
 
 It runs before the builds, on the nodes that run the cluster's controllers: hundreds of gigabytes take hours, and GPUs
-would stand idle meanwhile. Pods that build or serve have no way out of the cluster and know no token. The image is the
-serving one, which carries huggingface_hub: nearly all of it is of no use here, but it is one image that is pinned and
-pulled anyway, and no second chain of supply. Weights that were removed from the shared file system come back as
-something that failed does (see jobs.py).
+would stand idle meanwhile. Pods that build or serve have no way out of the cluster and know no token. It runs in the
+small Python image: huggingface_hub and obstore come from the environment that is installed before (environment.py).
+Weights that were removed from the shared file system come back as something that failed does (see jobs.py).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pulumi
@@ -15,7 +14,7 @@ from pulumi_kubernetes.batch.v1 import Job
 from pulumi_kubernetes.core.v1 import ResourceRequirementsArgs
 
 from components.clouds.base import Identity
-from components.serving import jobs, pods
+from components.serving import environment, jobs, pods
 from components.serving.common import Common, service_account
 from components.serving.labels import common_labels, fetch_of
 from components.serving.policies import fetch_policy
@@ -50,7 +49,7 @@ _GRACE_SECONDS = 30
 @dataclass(frozen=True, kw_only=True)
 class WeightsFetchArgs:
     """`model` is one of those that have the source, and `identity` is the service account's. `token_secret` holds a
-    Hugging Face token under `token`."""
+    Hugging Face token under `token`. `depends_on` has the environment's installation."""
 
     model: ModelPlan
     identity: Identity
@@ -117,21 +116,22 @@ def _job(args: WeightsFetchArgs, folder: str) -> jobs.OnceArgs:
         pods.claim("shared", common.volumes.engines_rw, pods.SHARED, read_only=False),
         *pods.scratch_folders(_DISK_MIB),
     ]
-    environment: Mapping[str, str] = {}
+    variables = dict(environment.variables())
     if config.source.startswith(HUB):
-        environment = _ENVIRONMENT
+        variables |= _ENVIRONMENT
     if config.source.startswith(HUB) and args.token_secret:
         parts.append(pods.secret("hugging-face", args.token_secret, TOKEN_FOLDER))
         # Read by huggingface_hub.
-        environment = {**environment, "HF_TOKEN_PATH": f"{TOKEN_FOLDER}/{TOKEN_KEY}"}
+        variables["HF_TOKEN_PATH"] = f"{TOKEN_FOLDER}/{TOKEN_KEY}"
     exact = {"memory": pods.mebibytes(_MEMORY_MIB), "ephemeral-storage": pods.mebibytes(_DISK_MIB)}
     return jobs.OnceArgs(
         name=name,
         labels={**common_labels(), **fetch_of(folder), **args.identity.pod_labels},
         account=name,
         container="fetch",
+        image=common.python_image,
         command=command,
-        environment=environment,
+        environment=variables,
         resources=ResourceRequirementsArgs(requests={"cpu": _CPU} | exact, limits=exact),
         parts=parts,
         pool=None,

@@ -117,7 +117,8 @@ def deployed(plan: FleetPlan, made: type[Cloud], *, preview: bool = False) -> Re
         cloud = made("cloud", site(plan), plan.models)
         platform = Platform("platform", PlatformArgs(cloud=cloud, plan=site(plan)))
         token = pulumi.Output.secret("hf_secret")
-        Serving("serving", ServingArgs(cloud=cloud, platform=platform, plan=plan, hugging_face_token=token))
+        args = ServingArgs(cloud=cloud, platform=platform, plan=plan, hugging_face_token=token, api_keys=None)
+        Serving("serving", args)
         pulumi.export("kubeconfig", cloud.kubeconfig)
         pulumi.export("nodes", [resource.urn for resource in cloud.nodes])
 

@@ -98,6 +98,7 @@ def served(
     *,
     preview: bool = False,
     token: str | None = "hf_secret",
+    api_keys: str | None = None,
 ) -> Recorded:
     """What serving a plan registers."""
     whole = plan or planned()
@@ -111,8 +112,12 @@ def served(
         )
         platform = cast(Platform, SimpleNamespace(namespace="tritonfleet", ready=[ready]))
         secret = pulumi.Output.secret(token) if token else None
-        serving = Serving("serving", ServingArgs(cloud=cloud, platform=platform, plan=whole, hugging_face_token=secret))
+        serving = Serving(
+            "serving",
+            ServingArgs(cloud=cloud, platform=platform, plan=whole, hugging_face_token=secret, api_keys=api_keys),
+        )
         pulumi.export("endpoints", serving.endpoints)
+        pulumi.export("generated", serving.generated_keys)
 
     return run(program, preview=preview)
 
