@@ -22,9 +22,15 @@ def main() -> None:
             pulumi.warn(f"{model.name}: {warning}")
     cloud = cloud_class(plan.cloud)(site.name, site, plan.models)
     platform = Platform("platform", PlatformArgs(cloud=cloud, plan=site))
-    token = pulumi.Config("tritonfleet").get_secret("hugging_face_token")
-    serving = Serving("serving", ServingArgs(cloud=cloud, platform=platform, plan=plan, hugging_face_token=token))
+    secret = pulumi.Config("tritonfleet").get_secret
+    token, keys = secret("hugging_face_token"), secret("api_keys")
+    serving = Serving(
+        "serving",
+        ServingArgs(cloud=cloud, platform=platform, plan=plan, hugging_face_token=token, api_keys=keys),
+    )
     pulumi.export("endpoints", serving.endpoints)
+    if serving.generated_keys is not None:
+        pulumi.export("api_keys", serving.generated_keys)
     if cloud.bucket is not None:
         pulumi.export("bucket", cloud.bucket)
     pulumi.export("kubeconfig", pulumi.Output.secret(cloud.kubeconfig))

@@ -11,9 +11,10 @@ from model_repo import render
 from planner.config import ModelConfig
 from planner.memory import GIB
 from planner.plan import ModelPlan
-from planner.sources import local_path
+from planner.sources import BUCKET, local_path
 from runtime.build import Progress, build_engine
 from runtime.errors import Refusal
+from runtime.fetch import fetch
 from runtime.packaged import SCHEME, packaged_file
 
 STATE = Path(".fleet")
@@ -32,7 +33,7 @@ class Prepared:
 def prepare(model: ModelPlan, base_dir: Path, state: Path, progress: Progress) -> Prepared:
     """Build the engine, or find it built, and render the model repository. Raises Refusal."""
     require_memory(model)
-    checkpoint = checkpoint_path(model.config, base_dir)
+    checkpoint = checkpoint_path(model.config, base_dir, state, progress)
     progress(f"engine {model.engine.id}: {model.config.source}, {_sharding(model)}")
     engine = build_engine(model.engine.document(), checkpoint, state / "store", progress)
     run_dir = state / "run" / model.name
@@ -55,13 +56,18 @@ def require_memory(model: ModelPlan) -> None:
         )
 
 
-def checkpoint_path(model: ModelConfig, base_dir: Path) -> Path:
-    """The file or folder of the model's weights on this machine. Raises Refusal."""
+def checkpoint_path(
+    model: ModelConfig, base_dir: Path, state: Path = STATE, progress: Progress = lambda _: None
+) -> Path:
+    """The file or folder of the model's weights on this machine; those of a CPU model are fetched. Raises Refusal."""
     path = local_path(model.source, base_dir)
     if path is not None:
         return path
     if model.source.startswith(SCHEME):
         return packaged_file(model.source, model.revision)
+    if model.backend == "cpu" and model.revision and not model.source.startswith(BUCKET):
+        anonymous = model.source_access == "anonymous"
+        return fetch(model.source, model.revision, state / "checkpoints", progress, anonymous=anonymous)
     raise Refusal(
         f"{model.source} is not on this machine",
         "there are no weights to build the engine from",

@@ -102,7 +102,8 @@ def _foreign(site: "SiteConfig", values: Mapping[str, Any]) -> Iterator[Finding]
 
 
 def _on_existing(values: Mapping[str, Any]) -> Iterator[Finding]:
-    cluster_only = () if EXISTING in values else ("images", "hugging_face_token", "allow_replacement")
+    of_cluster = ("images", "hugging_face_token", "api_keys", "key_limits", "allow_replacement")
+    cluster_only = () if EXISTING in values else of_cluster
     for name in _MANAGED_ONLY:
         if name in values:
             what = "is for a cloud that this program builds the cluster on"

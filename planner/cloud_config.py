@@ -179,6 +179,15 @@ IMAGE = r"^[a-z0-9][a-z0-9.-]*(:[0-9]+)?(/[a-z0-9][a-z0-9._-]*)+(:[A-Za-z0-9_][\
 """REGISTRY/NAME, and a tag or a digest."""
 
 
+class KeyLimits(Strict):
+    """What one API key may ask of each replica's frontend; none: no limit."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000, description="Requests a minute.")
+    tokens_per_minute: int | None = Field(
+        default=None, ge=1, le=1_000_000_000, description="Tokens a minute, of prompts and answers together."
+    )
+
+
 class ImagesConfig(Strict):
     """Where images come from. A reference may carry a digest (`…@sha256:…`), which then is what runs."""
 
@@ -222,6 +231,10 @@ class AzureConfig(Strict):
         default=None,
         pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
         description="Deploy into this subscription, whichever one is logged in to.",
+    )
+    storage_accounts: Texts = Field(
+        default=(),
+        description="Resource ids of the storage accounts that `az://CONTAINER@ACCOUNT/PREFIX` sources name.",
     )
 
 

@@ -7,6 +7,7 @@ from planner.clouds.facts import Sizes
 from planner.fleet import Fabric
 from planner.gpus import gpus
 from planner.instances import instances, regions
+from planner.object_sources import STORES
 from planner.pool_problems import PRIORITY
 
 INTRODUCTION = """\
@@ -95,6 +96,10 @@ def _lustre(cloud: CloudFacts) -> str:
     return f"{cloud.lustre.name}. {tiers}"
 
 
+def _others(cloud: CloudFacts) -> str:
+    return " and ".join(f"`{scheme}://`" for scheme in STORES if scheme != cloud.object_store)
+
+
 def _sizes(sizes: Sizes) -> str:
     return f"{sizes.smallest:,} to {sizes.largest:,} GiB by {sizes.step:,}"
 
@@ -119,6 +124,9 @@ _ROWS: dict[str, Callable[[CloudFacts], str]] = {
     "`storage.shared: lustre`": _lustre,
     "Pods' identity": lambda cloud: cloud.identity,
     "`bucket://` weights": lambda cloud: cloud.bucket,
+    "Weights in other buckets": lambda cloud: (
+        f"`{cloud.object_store}://`; and what everybody may read in {_others(cloud)}"
+    ),
     "The cloud's own, not installed": lambda cloud: ", ".join(sorted(cloud.brings)) or "nothing",
     "Quotas are counted in": lambda cloud: cloud.quota_unit,
 }

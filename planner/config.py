@@ -11,6 +11,7 @@ from planner.cloud_config import (
     ExistingConfig,
     GcpConfig,
     ImagesConfig,
+    KeyLimits,
     NetworkConfig,
     PoolConfig,
     StorageConfig,
@@ -67,6 +68,7 @@ class ModelConfig(Strict):
 
     name: str = Field(pattern=MODEL_NAME)
     source: str = Field(min_length=1, max_length=1024)
+    source_access: Literal["identity", "anonymous"] = "identity"
     revision: str | None = Field(default=None, min_length=1, max_length=256)
     config: str | None = Field(default=None, min_length=1, max_length=1024)
     backend: Backend
@@ -117,6 +119,8 @@ class SiteConfig(Strict):
     existing: ExistingConfig | None = None
     allow_replacement: Annotated[tuple[str, ...], Field(strict=False)] = ()
     hugging_face_token: bool = False
+    api_keys: bool = False
+    key_limits: dict[str, KeyLimits] = Field(default={})
 
 
 class StackConfig(SiteConfig):

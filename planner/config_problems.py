@@ -48,7 +48,7 @@ _FIX_MISSING = {
     "cloud": "write `tritonfleet:cloud: aws`, `gcp`, `azure` or `existing`",
     "models": "list at least one model under `tritonfleet:models`",
     "name": "give a name, for example `name: smollm2`",
-    "source": "give hf://ORG/NAME, pypi://DIST/FILE, or a path",
+    "source": "give hf://ORG/NAME, s3://BUCKET/PREFIX, pypi://DIST/FILE, or a path",
     "backend": "write `backend: cpu`, `tensorrt` or `pytorch`",
     "storage_class": "give the name of one that `kubectl get storageclass` lists",
 }

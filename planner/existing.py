@@ -30,9 +30,9 @@ from planner.site import Site
 if TYPE_CHECKING:
     from planner.plan import ModelPlan
 
-# Beside the ranks of a pod: launcher, Open MPI, rank 0's server, and a process of Triton's for each stream and each of
-# two models. SmolLM2 over three ranks took 1.5 GiB with 8 streams at once (measured, PSS): 0.26 GiB in each rank's
-# backend with a KV cache little used, 52 MiB in each of 10 such processes, and 150 MiB in the rest.
+# Beside the ranks and the frontend of a pod: launcher, Open MPI, rank 0's server, and a process of Triton's for each
+# stream and each of two models. SmolLM2 over three ranks took 1.5 GiB with 8 streams at once (measured, PSS): 0.26 GiB
+# in each rank's backend with a KV cache little used, 52 MiB in each of 10 such processes, and 150 MiB in the rest.
 _CPU_POD_MIB, _CPU_PROCESS_MIB = 256, 52
 _CPU_MOST_STREAMS = 64
 # A request and no limit: alone on its node a rank computes on all of it, and three must fit beside what kind itself
@@ -128,6 +128,7 @@ def _cloud(site: SiteConfig, config: ExistingConfig, pools: tuple[PoolPlan, ...]
         azure=site.azure,
         existing=config,
         hugging_face_token=site.hugging_face_token,
+        key_limits=site.key_limits,
         cost=CostEstimate(
             lines=(), usd_per_month=None, note="The cluster is there already: nothing is added to its cost."
         ),
@@ -167,7 +168,7 @@ def _cpu_pool(model: "ModelPlan") -> PoolPlan:
     not wait for room for another one."""
     ranks, processes = model.world_size, 2 + min(model.config.max_batch_size, _CPU_MOST_STREAMS)
     memory_mib = math.ceil(sum(rank.total_bytes for rank in model.memory) / GIB * 1024)
-    memory_mib += _CPU_POD_MIB + _CPU_PROCESS_MIB * processes
+    memory_mib += _CPU_POD_MIB + _CPU_PROCESS_MIB * processes + serving.FRONTEND_MIB
     # No pool of the stack can have this name.
     name = f"cpu/{model.name}"
     return PoolPlan(

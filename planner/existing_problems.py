@@ -10,6 +10,7 @@ from planner.config import ModelConfig, SiteConfig
 from planner.config_problems import Finding
 from planner.errors import shown
 from planner.memory import GIB
+from planner.object_sources import access_problem, object_source
 from planner.parsing import ParsedStack
 from planner.sources import BUCKET, PYPI
 from planner.tensors import parameters
@@ -124,7 +125,10 @@ def _images(site: SiteConfig, models: Iterable[ModelConfig]) -> Iterator[Finding
 def _source(key: str, model: ModelConfig) -> Iterator[Finding]:
     source, on_cpu = model.source, model.backend == "cpu"
     cost = "the engine's build would find no weights"
-    if source.startswith(BUCKET):
+    if object_source(source):
+        if found := access_problem(model, own=None, title="an existing cluster"):
+            yield key, *found
+    elif source.startswith(BUCKET):
         yield key, "an existing cluster has no bucket", cost, "give hf://ORG/NAME"
     elif source.startswith(PYPI) and not on_cpu:
         yield key, f"{shown(source)} is in no image for GPUs", cost, "give hf://ORG/NAME"

@@ -11,6 +11,7 @@ from planner.cloud_config import (
     ExistingConfig,
     GcpConfig,
     ImagesConfig,
+    KeyLimits,
 )
 
 
@@ -183,7 +184,8 @@ class ServingPlan:
 
     `load_seconds` is the bytes of a group's weights over what it reads from shared storage (an estimate, from
     `load_source`); `startup_seconds` bounds the start probe. A pod gets `grace_seconds` from its deletion to SIGKILL:
-    `prestop_seconds` of it for endpoints to forget the pod and `drain_seconds` for requests in flight.
+    `prestop_seconds` of it for endpoints to forget the pod and `drain_seconds` for requests in flight. A leader's
+    frontend has its part of `cpu_millis` and `memory_mib`.
     """
 
     pool: PoolPlan
@@ -195,6 +197,8 @@ class ServingPlan:
     shm_mib: int
     cpu_millis: int
     memory_mib: int
+    frontend_cpu_millis: int
+    frontend_memory_mib: int
     load_seconds: int
     load_source: str
     startup_seconds: int
@@ -261,5 +265,6 @@ class CloudPlan:
     azure: AzureConfig
     existing: ExistingConfig | None
     hugging_face_token: bool
+    key_limits: dict[str, KeyLimits]
     cost: CostEstimate
     quotas: tuple[QuotaNeed, ...]

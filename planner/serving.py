@@ -9,10 +9,14 @@ from planner.config_problems import Finding
 from planner.errors import Problem
 from planner.fleet import PoolPlan, ServingPlan, SpotNotice
 from planner.memory import GIB, RankMemory
+from planner.object_sources import object_source
 
 # Share of a node's CPUs and memory that pods may ask for: the kubelet, DaemonSets and drivers take the rest.
 USABLE = 0.8
 SHM_GIB_PER_GPU = 4
+
+# Of a leader's pod, for its frontend.
+FRONTEND_CPU_MILLIS, FRONTEND_MIB = 200, 512
 
 # Nodes of a group come one after another; one that has its node waits for the last.
 NODE_START_SECONDS = 900
@@ -40,6 +44,7 @@ def plan_serving(
     gpus_per_pod = model.world_size // nodes
     share = gpus_per_pod / pool.units_per_node
     memory_mib = math.floor(pool.memory_gib * 1024 * USABLE * share)
+    cpu_millis = math.floor(pool.vcpus * 1000 * USABLE * share)
     load = math.ceil(sum(rank.weights_bytes for rank in memory) / 1e9 / rate.gb_s)
     grace = grace_seconds(pool, notice)
     short = grace < SHORT_SECONDS
@@ -54,8 +59,11 @@ def plan_serving(
         rdma_per_pod=math.floor(pool.rdma_interfaces * share),
         hugepages_mib=min(of_pod, math.floor(of_node * share) // 2 * 2),
         shm_mib=min(SHM_GIB_PER_GPU * 1024 * gpus_per_pod, memory_mib // 4),
-        cpu_millis=math.floor(pool.vcpus * 1000 * USABLE * share),
+        cpu_millis=cpu_millis,
         memory_mib=memory_mib,
+        # Small pods share one core or two with many neighbours.
+        frontend_cpu_millis=min(FRONTEND_CPU_MILLIS, cpu_millis // 4),
+        frontend_memory_mib=min(FRONTEND_MIB, memory_mib // 4),
         load_seconds=load,
         load_source=rate.source,
         # Twice the estimate: storage is shared, and its throughput a figure of its maker.
@@ -163,3 +171,5 @@ def placement_warnings(
         yield "spot without a fallback: while there is no spot capacity, nothing is served"
     if model.source.startswith("hf://") and model.revision and len(model.revision) < 40:
         yield f"revision {model.revision} is not a full commit hash; a tag can be moved"
+    if object_source(model.source) and model.revision and not model.revision.startswith(("sha256:", "etags:")):
+        yield f"revision {model.revision} is a name: sha256:… of a SHA256SUMS there would pin every byte"

@@ -11,6 +11,7 @@ from planner.errors import Problem, did_you_mean, shown
 from planner.instances import instances, offering, regions
 from planner.instances import zones as instance_zones
 from planner.network import NETWORK_RANGES
+from planner.object_sources import STORAGE_ACCOUNT
 from planner.parsing import ParsedStack
 from planner.versions import OLDEST_KUBERNETES
 
@@ -26,6 +27,7 @@ def settings_problems(parsed: ParsedStack, config: SiteConfig, cloud: CloudFacts
         *_without_effect(config, cloud),
         *_storage_zone(parsed, config, cloud),
         *_replacements(parsed, config),
+        *_storage_accounts(config),
     ]
     return [Problem(key=key, what=what, consequence=cost, fix=fix) for key, what, cost, fix in found]
 
@@ -173,6 +175,14 @@ def _replacements(parsed: ParsedStack, config: SiteConfig) -> Iterator[Finding]:
                 "it would have no effect",
                 fix,
             )
+
+
+def _storage_accounts(config: SiteConfig) -> Iterator[Finding]:
+    for index, account in enumerate(config.azure.storage_accounts):
+        if not STORAGE_ACCOUNT.fullmatch(account):
+            cost = "the right to read weights there could not be given"
+            fix = "give what `az storage account show --name NAME --query id` prints"
+            yield f"azure.storage_accounts[{index}]", f"{shown(account)} is no storage account's id", cost, fix
 
 
 def _storage_zone(parsed: ParsedStack, config: SiteConfig, cloud: CloudFacts) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from planner.errors import Problem, shown
 from planner.fleet import CloudPlan, NetworkPlan, PoolPlan, ServingPlan, SpotNotice, StoragePlan
 from planner.memory import GIB
 from planner.network import address_problems, plan_network
+from planner.object_sources import access_problem, account_problem, object_source
 from planner.parsing import ParsedStack
 from planner.pools import CheckedPool, check_pool, fast_types, nodes_needed, plan_pool
 from planner.pricing import estimate_cost, quota_needs
@@ -39,7 +40,10 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
     assert config is not None
     cloud = cloud_facts(config.cloud)
     notice = _notice(config, cloud)
-    problems = [*settings_problems(parsed, config, cloud, needed_gib=_needed_gib(models)), *_sources(parsed.models)]
+    problems = [
+        *settings_problems(parsed, config, cloud, needed_gib=_needed_gib(models)),
+        *_sources(parsed.models, config, cloud),
+    ]
     network, found = _network(config)
     problems += found
     checked, found = _checked_pools(parsed, config, cloud)
@@ -112,6 +116,7 @@ def plan_site(parsed: ParsedStack, models: Mapping[int, "ModelPlan"]) -> tuple[S
         azure=config.azure,
         existing=None,
         hugging_face_token=config.hugging_face_token,
+        key_limits=config.key_limits,
         cost=estimate_cost(config.cloud, config.region, in_order, wanted),
         quotas=quota_needs(config.cloud, in_order),
     )
@@ -160,17 +165,24 @@ def _checked_pools(
     return checked, problems
 
 
-def _sources(models: Mapping[int, ModelConfig]) -> list[Problem]:
+def _sources(models: Mapping[int, ModelConfig], config: SiteConfig, cloud: CloudFacts) -> list[Problem]:
+    found = {index: _unreadable(model, config, cloud) for index, model in models.items()}
     return [
-        Problem(
-            key=f"models[{index}].source",
-            what=f"{shown(model.source)} is not reachable from a pod",
-            consequence="the engine's build would find no weights",
-            fix="give hf://ORG/NAME, or upload it to the stack's bucket and give bucket://PREFIX",
-        )
-        for index, model in models.items()
-        if not model.source.startswith(("hf://", "bucket://"))
+        Problem(key=f"models[{index}].source", what=line[0], consequence=line[1], fix=line[2])
+        for index, line in found.items()
+        if line
     ]
+
+
+def _unreadable(model: ModelConfig, config: SiteConfig, cloud: CloudFacts) -> tuple[str, str, str] | None:
+    """Why no pod could read the model's weights."""
+    if object_source(model.source):
+        foreign = access_problem(model, own=cloud.object_store, title=cloud.title)
+        return foreign or account_problem(model, config.azure.storage_accounts)
+    if model.source.startswith(("hf://", "bucket://")):
+        return None
+    fix = "give hf://ORG/NAME, or upload it to the stack's bucket and give bucket://PREFIX"
+    return f"{shown(model.source)} is not reachable from a pod", "the engine's build would find no weights", fix
 
 
 def _slow_storage(

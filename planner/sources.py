@@ -10,6 +10,7 @@ from planner.config import ModelConfig
 from planner.errors import PlanError, Problem, did_you_mean, shown
 from planner.gguf_header import read_gguf_config
 from planner.model import ModelFacts, facts_from_hf
+from planner.object_sources import object_source
 from planner.untyped import as_mapping
 
 KNOWN_MODELS = Path(__file__).parent / "known_models"
@@ -31,7 +32,9 @@ def facts_of(model: ModelConfig, base_dir: Path, key: str) -> ModelFacts:
         return facts_of_file(path, f"{key}.source")
     name = known_by_source().get(model.source)
     if name is None:
-        fix = did_you_mean(model.source, known_by_source(), "give `config:` with the path of its config.json")
+        fix = "give `config:` with the path of its config.json"
+        if object_source(model.source) is None:  # a copy of a known model is no slip of its name
+            fix = did_you_mean(model.source, known_by_source(), fix)
         what = f"{shown(model.source)} is not a model known by its source, and there is no config"
         raise PlanError([Problem(key=f"{key}.source", what=what, consequence=_COST, fix=fix)])
     return facts_of_file(KNOWN_MODELS / f"{name}.json", f"{key}.source")

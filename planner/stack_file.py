@@ -36,7 +36,10 @@ def read_stack_file(path: Path) -> dict[str, Any]:
         if namespace == NAMESPACE:
             values[name] = value
             if name == "hugging_face_token" and isinstance(value, str):
-                problems.append(_plain_secret(key))
+                problems.append(_plain_secret(key, key))
+            keys = {key: item for key, item in as_mapping(value).items() if key != "secure"}
+            if name == "api_keys" and any(isinstance(item, str) for item in (value, *keys.values())):
+                problems.append(_plain_secret(key, f"--path {key}.NAME"))
         elif not namespace and name in StackConfig.model_fields:
             problems.append(_foreign_key(key, f"did you mean {NAMESPACE}:{name}?"))
         elif namespace and did_you_mean(namespace, [NAMESPACE], ""):
@@ -46,12 +49,12 @@ def read_stack_file(path: Path) -> dict[str, Any]:
     return values
 
 
-def _plain_secret(key: str) -> Problem:
+def _plain_secret(key: str, target: str) -> Problem:
     return Problem(
         key=key,
         what="stands in the file as plain text",
-        consequence="everyone who reads the repository could use the token",
-        fix=f"run `pulumi config set --secret {key}`, and revoke a token that was committed",
+        consequence="everyone who reads the repository could use it",
+        fix=f"run `pulumi config set --secret {target}`, and revoke what was committed",
     )
 
 

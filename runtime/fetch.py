@@ -1,6 +1,7 @@
 """Fetch a checkpoint from the Hugging Face Hub, an object store or a folder.
 
-    python -m runtime.fetch --source SOURCE --revision REVISION --into DIR [--cache DIR [--cache-gib N]]
+    python -m runtime.fetch --source SOURCE --revision REVISION --into DIR [--anonymous]
+                            [--cache DIR [--cache-gib N]]
 
     DIR/<id>/             a whole checkpoint; id: the first 16 hexadecimal digits of sha256("SOURCE@REVISION")
     DIR/staging/<id>/     what is being fetched; it stays when a fetch is stopped, and the next one goes on from it
@@ -62,9 +63,11 @@ def fetch(
     progress: Progress = lambda _: None,
     cache: Path | None = None,
     cache_bytes: int | None = None,
+    *,
+    anonymous: bool = False,
 ) -> Path:
     """The checkpoint's folder below `into`, fetched unless it is there already; raises Refusal."""
-    origin = _origin(source, revision)
+    origin = _origin(source, revision, anonymous)
     folder = into / folder_name(source, revision)
     if _is_whole(folder):
         return folder
@@ -98,13 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--revision", required=True, help="commit hash, or what runtime/object_store.py says")
     parser.add_argument("--into", type=Path, required=True, help="folder of fetched checkpoints")
+    parser.add_argument("--anonymous", action="store_true", help="read a public bucket, without credentials")
     parser.add_argument("--cache", type=Path, help="folder on the node's own disk")
     parser.add_argument("--cache-gib", type=int, help="most that may lie there; no bound otherwise")
     args = parser.parse_args(arguments)
     most = None if args.cache_gib is None else args.cache_gib << 30
     previous = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        print(fetch(args.source, args.revision, args.into, _say, args.cache, most))
+        print(fetch(args.source, args.revision, args.into, _say, args.cache, most, anonymous=args.anonymous))
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         return 1
@@ -124,12 +128,12 @@ def _leave(number: int, _: object) -> NoReturn:
     os._exit(128 + number)
 
 
-def _origin(source: str, revision: str) -> Source:
+def _origin(source: str, revision: str, anonymous: bool) -> Source:
     named = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)", source)
     if named:
         return Hub(named[1], revision)
     if source.startswith(SCHEMES):
-        return ObjectStore(source, revision)
+        return ObjectStore(source, revision, anonymous=anonymous)
     raise Refusal(
         f"{source} is not hf://ORG/NAME, {', '.join(SCHEMES)}",
         "there is nothing to fetch from",

@@ -12,9 +12,9 @@ from runtime.files import disk_full, is_disk_full
 KEPT = "nothing was published; what is complete is kept"
 DETAIL_CHARACTERS = 300
 IDENTITY = {
-    "s3": "the pod's role, or AWS_ACCESS_KEY_ID with its secret; for a public bucket AWS_SKIP_SIGNATURE=true",
-    "gs": "the pod's account, or GOOGLE_APPLICATION_CREDENTIALS; for a public bucket GOOGLE_SKIP_SIGNATURE=true",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME, and the pod's identity or a key; for public ones AZURE_SKIP_SIGNATURE=true",
+    "s3": "the pod's role, or AWS_ACCESS_KEY_ID with its secret; a public bucket is read with --anonymous",
+    "gs": "the pod's account, or GOOGLE_APPLICATION_CREDENTIALS; a public bucket is read with --anonymous",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME, and the pod's identity or a key; a public one is read with --anonymous",
     "file": "the folder's permissions",
 }
 

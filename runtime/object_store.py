@@ -2,11 +2,11 @@
 
     s3://BUCKET/PREFIX      Amazon S3 and what speaks its protocol (AWS_ENDPOINT_URL)
     gs://BUCKET/PREFIX      Google Cloud Storage
-    az://CONTAINER/PREFIX   Azure Blob Storage; the account is in AZURE_STORAGE_ACCOUNT_NAME
+    az://CONTAINER@ACCOUNT/PREFIX   Azure Blob Storage; without @ACCOUNT it is in AZURE_STORAGE_ACCOUNT_NAME
     file:///FOLDER          a folder that this machine sees
 
-Credentials are those that obstore finds: the pod's workload identity, or the environment. A public bucket is read with
-AWS_SKIP_SIGNATURE, GOOGLE_SKIP_SIGNATURE or AZURE_SKIP_SIGNATURE set to true.
+Credentials are those that obstore finds: the pod's workload identity, or the environment. A public bucket is read
+anonymously, without any.
 
 A revision is one of
     sha256:HEX   the sha256 of the file SHA256SUMS beside the weights, which pins every byte
@@ -55,8 +55,8 @@ _TIMES = {"connect_timeout": timedelta(seconds=10), "read_timeout": timedelta(mi
 class ObjectStore:
     """The objects directly below one prefix, at one revision."""
 
-    def __init__(self, source: str, revision: str) -> None:
-        self.source, self.revision = source, revision
+    def __init__(self, source: str, revision: str, *, anonymous: bool = False) -> None:
+        self.source, self.revision, self.anonymous = source, revision, anonymous
 
     @cached_property
     def _obstore(self) -> Any:
@@ -64,7 +64,7 @@ class ObjectStore:
 
     @cached_property
     def _store(self) -> Any:
-        return _open(self.source)
+        return _open(self.source, anonymous=self.anonymous)
 
     def refusals(self, into: Path) -> AbstractContextManager[None]:
         return refusal_of(self.source, into)
@@ -179,7 +179,7 @@ def _obstore() -> Any:
     return obstore
 
 
-def _open(source: str) -> Any:
+def _open(source: str, *, anonymous: bool) -> Any:
     scheme, _, rest = source.partition("://")
     bucket, _, prefix = rest.partition("/")
     prefix = prefix.strip("/")
@@ -192,13 +192,17 @@ def _open(source: str) -> Any:
         return stores.LocalStore(folder)
     if not bucket:
         raise Refusal(f"{source} names no bucket", "nothing could be fetched", f"give {scheme}://BUCKET/PREFIX")
+    if anonymous:
+        options["skip_signature"] = True
     if scheme == "s3":
-        if not {"AWS_REGION", "AWS_DEFAULT_REGION"} & os.environ.keys() and (region := _region(bucket)):
+        # A pod's own region is another's as often as not, and in its environment.
+        if region := _region(bucket):
             options["region"] = region
         return stores.S3Store(bucket, **options)
     if scheme == "gs":
         return stores.GCSStore(bucket, **options)
-    return stores.AzureStore(bucket, **options)
+    container, _, account = bucket.partition("@")
+    return stores.AzureStore(container, **options, **({"account_name": account} if account else {}))
 
 
 def _plain_http() -> dict[str, bool]:

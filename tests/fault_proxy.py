@@ -22,7 +22,7 @@ class Proxy:
 
     For a name in `cut`, so many answers end in their middle; in `busy`, so many are `busy_answer` with a
     Retry-After; in `damaged`, a byte of each answer is another one. `always` answers everything. Each answer waits
-    `pause` seconds.
+    `pause` seconds. `signed` counts the requests with credentials.
     """
 
     upstream: str = ""
@@ -34,6 +34,7 @@ class Proxy:
     sent: Counter[str] = field(default_factory=Counter[str])
     gets: Counter[str] = field(default_factory=Counter[str])
     heads: list[str] = field(default_factory=list[str])
+    signed: int = 0
     most_at_once: int = 0
     at_once: int = 0
     pause: float = 0.0
@@ -83,6 +84,7 @@ class _Forward(BaseHTTPRequestHandler):
             self.proxy.busy[name] -= 1
             self._answer(*self.proxy.busy_answer)
             return
+        self.proxy.signed += "Authorization" in self.headers
         if self.command == "HEAD":
             self.proxy.heads.append(path)
         status, headers, body = self._upstream()

@@ -11,6 +11,7 @@ import pulumi_kubernetes
 from components.platform.charts import ChartValues
 from planner.errors import Problem
 from planner.fleet import CloudPlan, NodeGroupPlan
+from planner.object_sources import ObjectSource
 from planner.plan import ModelPlan
 
 POD_USER = 10001
@@ -46,11 +47,14 @@ class Volumes:
 class Identity:
     """Who a service account is in the cloud, by default nobody: its annotations, and what gives it rights.
 
-    Its pods wait for `resources`: some clouds hand rights over only while a pod is made.
+    Its pods wait for `resources`: some clouds hand rights over only while a pod is made. Pods that are somebody by
+    themselves, and not by a volume, have `pod_labels`, and get their credentials over `egress`.
     """
 
     annotations: Mapping[str, pulumi.Input[str]] = field(default_factory=dict[str, pulumi.Input[str]])
     resources: Sequence[pulumi.Resource] = ()
+    pod_labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    egress: Sequence[Way] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +114,13 @@ class Cloud(pulumi.ComponentResource, ABC):
         """Lets a service account read one prefix of the model bucket, and nothing where the prefix is None.
 
         `name` names the resources made for it.
+        """
+
+    @abstractmethod
+    def source_reader(self, name: str, *, namespace: str, service_account: str, source: ObjectSource) -> Identity:
+        """Lets a service account read what lies below the prefix of a bucket that the stack did not make.
+
+        `source` is of the cloud's own object store; `name` names the resources made for it.
         """
 
     @abstractmethod

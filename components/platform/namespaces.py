@@ -25,7 +25,8 @@ GPU_OPERATOR = "gpu-operator"
 NODES = "tritonfleet-nodes"
 METRICS_LABEL = "tritonfleet.io/metrics"
 """Namespaces that carry it, with the value true, may read the models' metrics."""
-METRICS_PORT = 8002
+METRICS_PORTS = (8002, 9000)
+"""Triton's, and the frontend's, which asks for a key for all but its metrics and health."""
 NODE_LOCAL_DNS = "169.254.20.10"
 """Where NodeLocal DNSCache listens on each node: Kubernetes documentation, "Using NodeLocal DNSCache"."""
 
@@ -130,7 +131,7 @@ def serving_rules(
             ingress=[
                 NetworkPolicyIngressRuleArgs(
                     from_=[NetworkPolicyPeerArgs(namespace_selector=_labelled({METRICS_LABEL: "true"}))],
-                    ports=[NetworkPolicyPortArgs(port=METRICS_PORT, protocol="TCP")],
+                    ports=[NetworkPolicyPortArgs(port=port, protocol="TCP") for port in METRICS_PORTS],
                 )
             ],
         ),

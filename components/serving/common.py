@@ -15,12 +15,14 @@ from components.serving.labels import common_labels
 @dataclass(frozen=True, kw_only=True)
 class Common:
     """`ready` is what must be there before any object: the namespace and its rules, and what makes pods of sets.
+    `image` builds and serves; in `python_image` runs what needs no GPU, with the packages of the environment.
     `file_system` names the shared file system: another name is another file system, with nothing on it.
     `file_provider` makes ConfigMaps, and takes over one that is there already."""
 
     namespace: str
     ready: Sequence[pulumi.Resource]
     image: str
+    python_image: pulumi.Input[str]
     runtime: Files
     volumes: Volumes
     file_system: str

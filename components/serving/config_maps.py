@@ -9,7 +9,10 @@ from model_repo.render import render
 from planner.errors import PlanError, Problem
 from planner.plan import ModelPlan
 
-RUNTIME = Path(__file__).parents[2] / "runtime"
+ROOT = Path(__file__).parents[2]
+RUNTIME = ROOT / "runtime"
+FRONTEND = ROOT / "frontend"
+REQUIREMENTS = ROOT / "requirements" / "pods.txt"
 LIMIT_BYTES = 1 << 20
 """Kubernetes' limit for all values of a ConfigMap (MaxSecretSize in its API validation)."""
 
@@ -34,6 +37,18 @@ def runtime_files(folder: Path = RUNTIME) -> Files:
     """What runs inside the pods: the Python files of runtime/."""
     content = {path.name: path.read_bytes() for path in sorted(folder.glob("*.py"))}
     return _files("runtime", content, "split the package: most of it is not needed in one pod")
+
+
+def frontend_files(folder: Path = FRONTEND) -> Files:
+    """The frontend: its Python files, and those of its page."""
+    found = [*folder.glob("*.py"), *(path for path in (folder / "static").rglob("*") if path.is_file())]
+    content = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(found)}
+    return _files("frontend", content, "split the package: the page's files may have a ConfigMap of their own")
+
+
+def requirements_file(path: Path = REQUIREMENTS) -> Files:
+    """What the environment of pods without a GPU is made of."""
+    return _files("requirements", {path.name: path.read_bytes()}, "leave out packages that no such pod imports")
 
 
 def repository_files(model: ModelPlan, engine_dir: str) -> Files:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pulumi
@@ -27,10 +27,11 @@ from components.clouds.base import Identity
 from components.serving import pods
 from components.serving.common import Common, config_map, service_account
 from components.serving.config_maps import Files
+from components.serving.frontend import Frontend
 from components.serving.labels import common_labels, pods_of, set_name
 from components.serving.placement import placement
 from components.serving.policies import bucket_policy, client_policy, rank_policy
-from components.serving.service import PORTS, disruption_budget, model_service
+from components.serving.service import TRITON_PORTS, disruption_budget, model_service
 from planner.fleet import Fabric, ServingPlan
 from planner.plan import ModelPlan
 from planner.sources import bucket_prefix
@@ -48,13 +49,14 @@ _LAUNCH_SECONDS = 300
 
 @dataclass(frozen=True, kw_only=True)
 class ModelGroupsArgs:
-    """`repository` is the Triton model repository; `identity` is the service account's. With `surge` an update starts a
-    new group before it ends an old one."""
+    """`repository` is the Triton model repository, and `frontend` the frontend's code; `identity` is the service
+    account's. With `surge` an update starts a new group before it ends an old one."""
 
     model: ModelPlan
     serving: ServingPlan
     common: Common
     repository: Files
+    frontend: Files
     identity: Identity
     surge: bool
     random: pulumi.ProviderResource
@@ -177,6 +179,13 @@ def _template(args: ModelGroupsArgs, *, leader: bool) -> PodTemplateSpecArgs:
         parts += pods.host_folders(fabric)
         sidecars = pods.sidecars(fabric)
         annotations |= fabric.annotations
+    volumes = pods.volumes(parts)
+    if leader:
+        frontend = Frontend(
+            model=args.model, serving=serving, common=common, code=args.frontend, engine=engine_folder(args.model)
+        )
+        volumes += pods.volumes(frontend.parts())
+        sidecars.append(frontend.container())
     where = placement(model, serving)
     spec = PodSpecArgs(
         service_account_name=account_name(model),
@@ -189,7 +198,7 @@ def _template(args: ModelGroupsArgs, *, leader: bool) -> PodTemplateSpecArgs:
         topology_spread_constraints=where.spread,
         init_containers=sidecars or None,
         containers=[_container(args, parts, leader=leader)],
-        volumes=pods.volumes(parts),
+        volumes=volumes,
         termination_grace_period_seconds=serving.grace_seconds,
     )
     labels = common_labels() | pods_of(model)
@@ -198,7 +207,7 @@ def _template(args: ModelGroupsArgs, *, leader: bool) -> PodTemplateSpecArgs:
 
 def _container(args: ModelGroupsArgs, parts: Sequence[pods.Mounted], *, leader: bool) -> ContainerArgs:
     serving = args.serving
-    ports = {**PORTS, "rendezvous": RENDEZVOUS_PORT}
+    ports = {**TRITON_PORTS, "rendezvous": RENDEZVOUS_PORT}
     start, ready, live = _leader_probes(serving) if leader else _worker_probes()
     return ContainerArgs(
         name="triton",
@@ -213,10 +222,16 @@ def _container(args: ModelGroupsArgs, parts: Sequence[pods.Mounted], *, leader: 
         startup_probe=start,
         readiness_probe=ready,
         liveness_probe=live,
-        resources=pods.resources(serving, devices=_devices(serving)),
+        resources=pods.resources(_of_triton(serving) if leader else serving, devices=_devices(serving)),
         security_context=pods.container_security(),
         volume_mounts=pods.mounts(parts),
     )
+
+
+def _of_triton(serving: ServingPlan) -> ServingPlan:
+    """What is left to Triton of a leader's pod."""
+    cpu, memory = serving.cpu_millis - serving.frontend_cpu_millis, serving.memory_mib - serving.frontend_memory_mib
+    return replace(serving, cpu_millis=cpu, memory_mib=memory)
 
 
 def _command(args: ModelGroupsArgs) -> list[str]:

@@ -47,14 +47,15 @@ _PULUMI_MARGIN_SECONDS = 300
 class OnceArgs:
     """A Job of one container. Without a `pool` its pod tolerates nothing, and so runs on nodes without GPUs.
 
-    Its pods get `deadline_seconds`, retries and waiting included. A pod that fails is replaced `retries` times, unless
-    its container ends with one of `final_statuses`: those would come again.
+    `image` is the serving one unless given. Its pods get `deadline_seconds`, retries and waiting included. A pod that
+    fails is replaced `retries` times, unless its container ends with one of `final_statuses`: those would come again.
     """
 
     name: str
     labels: Mapping[str, str]
     account: str
     container: str
+    image: pulumi.Input[str] | None = None
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     resources: ResourceRequirementsArgs
@@ -80,7 +81,7 @@ def once(
             labels=dict(args.labels),
             annotations={FILE_SYSTEM: common.file_system},
         ),
-        spec=_spec(args, common.image),
+        spec=_spec(args, args.image or common.image),
         opts=pulumi.ResourceOptions(
             parent=parent,
             depends_on=depends_on,
@@ -92,7 +93,7 @@ def once(
     )
 
 
-def _spec(args: OnceArgs, image: str) -> JobSpecArgs:
+def _spec(args: OnceArgs, image: pulumi.Input[str]) -> JobSpecArgs:
     container = ContainerArgs(
         name=args.container,
         image=image,

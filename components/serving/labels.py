@@ -17,6 +17,7 @@ INSTANCE_LABEL = "app.kubernetes.io/instance"
 SERVER = "triton"
 BUILDER = "engine-build"
 FETCHER = "weights-fetch"
+INSTALLER = "environment"
 
 
 def common_labels(instance: str | None = None) -> dict[str, str]:

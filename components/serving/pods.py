@@ -32,6 +32,7 @@ SHARED = "/shared"
 STORE = f"{SHARED}/store"
 CHECKPOINTS = f"{SHARED}/checkpoints"
 WEIGHTS = "/weights"
+RUN = "/run/tritonfleet"
 
 
 # Part of a node's disk that its pods may fill; images, logs and the kubelet's reserve have the rest.
@@ -63,7 +64,12 @@ class Mounted:
 
 def runtime_code(files: Files) -> Mounted:
     """The package `runtime`, where PYTHONPATH finds it."""
-    return _config_map("runtime", files, (_at(f"{ROOT}/runtime", "runtime"),))
+    return package("runtime", files)
+
+
+def package(name: str, files: Files) -> Mounted:
+    """A package of ours, there too."""
+    return _config_map(name, files, (_at(f"{ROOT}/{name}", name),))
 
 
 def model_repository(files: Files) -> Mounted:
@@ -153,7 +159,7 @@ def scratch(serving: ServingPlan) -> list[Mounted]:
 
 def scratch_folders(limit_mib: int) -> list[Mounted]:
     """That part of it which lies on disk: up to `limit_mib` in each folder, and the pod's limit counts them all."""
-    folders = {"run": "/run/tritonfleet", "tmp": "/tmp", "cache": "/cache"}
+    folders = {"run": RUN, "tmp": "/tmp", "cache": "/cache"}
     limit = EmptyDirVolumeSourceArgs(size_limit=mebibytes(limit_mib))
     return [_empty(name, path, limit) for name, path in folders.items()]
 
@@ -180,14 +186,18 @@ def resources(serving: ServingPlan, *, devices: Mapping[str, str] | None = None)
         "ephemeral-storage": mebibytes(disk_mib(serving)),
         **(devices or {}),
     }
-    whole, rest = divmod(serving.cpu_millis, 1000)
-    cpu = f"{serving.cpu_millis}m" if rest else str(whole)
-    return ResourceRequirementsArgs(requests={"cpu": cpu} | exact, limits=exact)
+    return ResourceRequirementsArgs(requests={"cpu": cores(serving.cpu_millis)} | exact, limits=exact)
 
 
 def mebibytes(count: int) -> str:
     """A quantity as Kubernetes writes it back: said in another unit, it would differ at every preview."""
     return f"{count}Mi" if count % 1024 else f"{count // 1024}Gi"
+
+
+def cores(millis: int) -> str:
+    """The same of thousandths of a core."""
+    whole, rest = divmod(millis, 1000)
+    return f"{millis}m" if rest else str(whole)
 
 
 def disk_mib(serving: ServingPlan) -> int:

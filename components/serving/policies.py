@@ -41,7 +41,7 @@ def rank_policy(name: str, *, model: str, namespace: str, opts: pulumi.ResourceO
 def client_policy(name: str, *, model: str, namespace: str, opts: pulumi.ResourceOptions) -> NetworkPolicy:
     """Namespaces labelled as clients reach the leaders, for requests only."""
     clients = NetworkPolicyPeerArgs(namespace_selector=LabelSelectorArgs(match_labels={CLIENT_LABEL: "true"}))
-    ports = [NetworkPolicyPortArgs(port=port, protocol="TCP") for port in (8000, 8001)]
+    ports = [NetworkPolicyPortArgs(port=port, protocol="TCP") for port in (9000, 8000, 8001)]
     return NetworkPolicy(
         name,
         metadata=ObjectMetaArgs(name=f"{model}-clients", namespace=namespace, labels=common_labels(model)),
@@ -64,36 +64,56 @@ def bucket_policy(
     opts: pulumi.ResourceOptions,
 ) -> NetworkPolicy:
     """What a pod needs to read the model bucket, on clouds that mount it from inside the pod."""
-    egress = [
-        NetworkPolicyEgressRuleArgs(
-            to=[NetworkPolicyPeerArgs(ip_block=IPBlockArgs(cidr=way.cidr))],
-            ports=[NetworkPolicyPortArgs(port=way.port, protocol="TCP")],
-        )
-        for way in ways
-    ]
     return NetworkPolicy(
         name,
         metadata=ObjectMetaArgs(name=policy, namespace=namespace, labels=common_labels()),
         spec=NetworkPolicySpecArgs(
-            pod_selector=LabelSelectorArgs(match_labels=dict(pods)), policy_types=["Egress"], egress=egress
+            pod_selector=LabelSelectorArgs(match_labels=dict(pods)),
+            policy_types=["Egress"],
+            egress=[_out(way) for way in ways],
         ),
         opts=opts,
     )
 
 
-def fetch_policy(name: str, *, checkpoint: str, namespace: str, opts: pulumi.ResourceOptions) -> NetworkPolicy:
-    """The only way out of the cluster: weights come by HTTPS, from content networks without fixed addresses. It leads
-    neither to nodes nor to the Kubernetes API nor to the instance's metadata."""
+def fetch_policy(
+    name: str, *, checkpoint: str, ways: Sequence[Way], namespace: str, opts: pulumi.ResourceOptions
+) -> NetworkPolicy:
+    """Weights come by HTTPS, from content networks without fixed addresses. A pod that is somebody in the cloud gets
+    its credentials over `ways`."""
+    pods, policy = fetch_of(checkpoint), f"weights-{checkpoint}"
+    return internet_policy(name, pods=pods, policy=policy, ways=ways, namespace=namespace, opts=opts)
+
+
+def internet_policy(
+    name: str,
+    *,
+    pods: Mapping[str, str],
+    policy: str,
+    ways: Sequence[Way] = (),
+    namespace: str,
+    opts: pulumi.ResourceOptions,
+) -> NetworkPolicy:
+    """The only way out of the cluster. But for `ways` it leads neither to nodes nor to the Kubernetes API nor to the
+    instance's metadata."""
     anywhere = NetworkPolicyPeerArgs(ip_block=IPBlockArgs(cidr="0.0.0.0/0", except_=list(NOT_INTERNET)))
     return NetworkPolicy(
         name,
-        metadata=ObjectMetaArgs(name=f"weights-{checkpoint}", namespace=namespace, labels=common_labels()),
+        metadata=ObjectMetaArgs(name=policy, namespace=namespace, labels=common_labels()),
         spec=NetworkPolicySpecArgs(
-            pod_selector=LabelSelectorArgs(match_labels=fetch_of(checkpoint)),
+            pod_selector=LabelSelectorArgs(match_labels=dict(pods)),
             policy_types=["Egress"],
             egress=[
-                NetworkPolicyEgressRuleArgs(to=[anywhere], ports=[NetworkPolicyPortArgs(port=443, protocol="TCP")])
+                NetworkPolicyEgressRuleArgs(to=[anywhere], ports=[NetworkPolicyPortArgs(port=443, protocol="TCP")]),
+                *map(_out, ways),
             ],
         ),
         opts=opts,
+    )
+
+
+def _out(way: Way) -> NetworkPolicyEgressRuleArgs:
+    return NetworkPolicyEgressRuleArgs(
+        to=[NetworkPolicyPeerArgs(ip_block=IPBlockArgs(cidr=way.cidr))],
+        ports=[NetworkPolicyPortArgs(port=way.port, protocol="TCP")],
     )

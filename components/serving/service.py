@@ -7,7 +7,9 @@ from pulumi_kubernetes.policy.v1 import PodDisruptionBudget, PodDisruptionBudget
 
 from components.serving.labels import common_labels, leaders_of, pods_of
 
-PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
+OPENAI_PORT = "openai"
+TRITON_PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
+PORTS = {OPENAI_PORT: 9000, **TRITON_PORTS}
 
 
 def model_service(name: str, *, model: str, namespace: str, opts: pulumi.ResourceOptions) -> Service:
@@ -51,5 +53,5 @@ def disruption_budget(name: str, *, model: str, namespace: str, opts: pulumi.Res
 
 
 def endpoint(model: str, namespace: str) -> str:
-    """The model's HTTP address inside the cluster."""
-    return f"http://{model}.{namespace}.svc:{PORTS['http']}"
+    """The base URL for OpenAI's clients inside the cluster."""
+    return f"http://{model}.{namespace}.svc:{PORTS[OPENAI_PORT]}/v1"

@@ -1,10 +1,9 @@
 """The Job that downloads the weights of one source: once for all engines built from it, and without a GPU.
 
 It runs before the builds, on the nodes that run the cluster's controllers: hundreds of gigabytes take hours, and GPUs
-would stand idle meanwhile. Pods that build or serve have no way out of the cluster and know no token. The image is the
-serving one, which carries huggingface_hub: nearly all of it is of no use here, but it is one image that is pinned and
-pulled anyway, and no second chain of supply. Weights that were removed from the shared file system come back as
-something that failed does (see jobs.py).
+would stand idle meanwhile. Pods that build or serve have no way out of the cluster and know no token. It runs in the
+small Python image: huggingface_hub and obstore come from the environment that is installed before (environment.py).
+Weights that were removed from the shared file system come back as something that failed does (see jobs.py).
 """
 
 from collections.abc import Sequence
@@ -15,10 +14,11 @@ from pulumi_kubernetes.batch.v1 import Job
 from pulumi_kubernetes.core.v1 import ResourceRequirementsArgs
 
 from components.clouds.base import Identity
-from components.serving import jobs, pods
+from components.serving import environment, jobs, pods
 from components.serving.common import Common, service_account
 from components.serving.labels import common_labels, fetch_of
 from components.serving.policies import fetch_policy
+from planner.object_sources import object_source
 from planner.plan import ModelPlan
 from planner.sources import checkpoint_folder
 from planner.tensors import parameters
@@ -48,9 +48,11 @@ _GRACE_SECONDS = 30
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFetchArgs:
-    """`model` is one of those that have the source. `token_secret` holds a Hugging Face token under `token`."""
+    """`model` is one of those that have the source, and `identity` is the service account's. `token_secret` holds a
+    Hugging Face token under `token`. `depends_on` has the environment's installation."""
 
     model: ModelPlan
+    identity: Identity
     common: Common
     token_secret: str | None
     deadline_seconds: int
@@ -68,9 +70,14 @@ class WeightsFetch(pulumi.ComponentResource):
         account = object_name(folder)
         needs: list[pulumi.Resource] = [
             *args.depends_on,
-            # No rights in the cloud: of that, it writes to a mounted file system only.
-            service_account(f"{name}-account", account, Identity(), common, parent=self),
-            fetch_policy(f"{name}-internet", checkpoint=folder, namespace=common.namespace, opts=common.child(self)),
+            service_account(f"{name}-account", account, args.identity, common, parent=self),
+            fetch_policy(
+                f"{name}-internet",
+                checkpoint=folder,
+                ways=args.identity.egress,
+                namespace=common.namespace,
+                opts=common.child(self),
+            ),
         ]
         self.job = jobs.once(f"{name}-job", _job(args, folder), common, parent=self, depends_on=needs)
         self.register_outputs({})
@@ -78,7 +85,8 @@ class WeightsFetch(pulumi.ComponentResource):
 
 def fetched(model: ModelPlan) -> str | None:
     """The checkpoint's folder, below all that are fetched; None for weights that lie in the cloud already."""
-    return _folder(model) if model.config.source.startswith(HUB) else None
+    source = model.config.source
+    return _folder(model) if source.startswith(HUB) or object_source(source) else None
 
 
 def checkpoint_path(model: ModelPlan) -> str:
@@ -102,24 +110,28 @@ def deadline_seconds(models: Sequence[ModelPlan]) -> int:
 def _job(args: WeightsFetchArgs, folder: str) -> jobs.OnceArgs:
     config, common, name = args.model.config, args.common, object_name(folder)
     command = ["python3", "-m", "runtime.fetch", "--source", config.source, "--revision", _revision(args.model)]
+    command += ["--into", pods.CHECKPOINTS] + (["--anonymous"] if config.source_access == "anonymous" else [])
     parts = [
         pods.runtime_code(common.runtime),
         pods.claim("shared", common.volumes.engines_rw, pods.SHARED, read_only=False),
         *pods.scratch_folders(_DISK_MIB),
     ]
-    environment = dict(_ENVIRONMENT)
-    if args.token_secret:
+    variables = dict(environment.variables())
+    if config.source.startswith(HUB):
+        variables |= _ENVIRONMENT
+    if config.source.startswith(HUB) and args.token_secret:
         parts.append(pods.secret("hugging-face", args.token_secret, TOKEN_FOLDER))
         # Read by huggingface_hub.
-        environment["HF_TOKEN_PATH"] = f"{TOKEN_FOLDER}/{TOKEN_KEY}"
+        variables["HF_TOKEN_PATH"] = f"{TOKEN_FOLDER}/{TOKEN_KEY}"
     exact = {"memory": pods.mebibytes(_MEMORY_MIB), "ephemeral-storage": pods.mebibytes(_DISK_MIB)}
     return jobs.OnceArgs(
         name=name,
-        labels=common_labels() | fetch_of(folder),
+        labels={**common_labels(), **fetch_of(folder), **args.identity.pod_labels},
         account=name,
         container="fetch",
-        command=[*command, "--into", pods.CHECKPOINTS],
-        environment=environment,
+        image=common.python_image,
+        command=command,
+        environment=variables,
         resources=ResourceRequirementsArgs(requests={"cpu": _CPU} | exact, limits=exact),
         parts=parts,
         pool=None,
@@ -136,5 +148,5 @@ def _folder(model: ModelPlan) -> str:
 
 def _revision(model: ModelPlan) -> str:
     revision = model.config.revision
-    assert revision, f"{model.name}: the plan has a source of the Hub without a revision"
+    assert revision, f"{model.name}: the plan has a source that is fetched, without a revision"
     return revision

@@ -27,6 +27,7 @@ FACTS = CloudFacts(
     gpu_labels={"k8s.amazonaws.com/accelerator": "{gpu}"},
     identity="IRSA, or EKS Pod Identity",
     bucket="S3, by the Mountpoint CSI driver",
+    object_store="s3",
     gpu_runtime_class=None,
     # EBS User Guide, "Amazon EBS volume types": gp3.
     largest_disk_gib=16_384,

@@ -28,6 +28,7 @@ FACTS = CloudFacts(
     gpu_labels={},
     identity="Microsoft Entra Workload ID",
     bucket="Blob Storage, by the Blob CSI driver",
+    object_store="az",
     # Azure/AgentBaker, containerd.toml.gtpl: the one handler that nodes with GPUs have.
     gpu_runtime_class="nvidia-container-runtime",
     # AKS API, osDiskSizeGB.

@@ -158,7 +158,8 @@ class CloudFacts:
     """One cloud.
 
     Names of instance types, with GPUs or without, look like `instance_type`. `identity` says in words how pods become
-    somebody in the cloud, and `bucket` how they read the model bucket.
+    somebody in the cloud, and `bucket` how they read the model bucket; `object_store` is the scheme of sources that the
+    cloud's own pods can be given the right to read.
     `mixed_types` says that one node group can have several instance types. `brings` are platform parts that the cloud
     runs itself ("gpu-operator", "cluster-autoscaler", "metrics-server"). `gpu_labels` are on nodes with whole GPUs;
     {gpu} is the GPU's name. `pool_label` is a label of the cloud's whose value is the pool's name and by which the
@@ -180,6 +181,7 @@ class CloudFacts:
     gpu_labels: Mapping[str, str]
     identity: str
     bucket: str
+    object_store: str
     gpu_runtime_class: str | None
     largest_disk_gib: int
     mixed_types: bool

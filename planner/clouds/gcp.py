@@ -34,6 +34,7 @@ FACTS = CloudFacts(
     brings=frozenset({"gpu-operator", "cluster-autoscaler", "metrics-server"}),
     identity="Workload Identity Federation for GKE",
     bucket="Cloud Storage, by the Cloud Storage FUSE CSI driver",
+    object_store="gs",
     # It is in every zone, and takes disks of every kind but Hyperdisk.
     system_instance_type="e2-standard-4",
     instance_type=re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+"),

@@ -17,6 +17,7 @@ from components.clouds.base import Autoscaling, Cloud, Identity, Volumes, guarde
 from components.platform.charts import ChartValues
 from planner.errors import Problem
 from planner.fleet import CloudPlan, NodeGroupPlan, PoolPlan
+from planner.object_sources import ObjectSource
 from planner.plan import ModelPlan
 from planner.sources import bucket_prefix
 
@@ -63,6 +64,11 @@ class Fake(Cloud):
         if bucket_prefix is None:
             return Identity()
         reads = {"bucket": self.bucket, "prefix": bucket_prefix, "account": f"{namespace}/{service_account}"}
+        right = Thing("Right", f"{self._name}-{name}", reads, self._child())
+        return Identity(annotations={"cloud.example/right": right.id}, resources=[right])
+
+    def source_reader(self, name: str, *, namespace: str, service_account: str, source: ObjectSource) -> Identity:
+        reads = {"bucket": source.bucket, "prefix": source.prefix, "account": f"{namespace}/{service_account}"}
         right = Thing("Right", f"{self._name}-{name}", reads, self._child())
         return Identity(annotations={"cloud.example/right": right.id}, resources=[right])
 

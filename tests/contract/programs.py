@@ -17,7 +17,9 @@ from components.platform import Platform, PlatformArgs
 from components.platform.charts import ChartValues
 from components.serving import Serving, ServingArgs
 from planner.fleet import CloudPlan
+from planner.object_sources import object_source
 from planner.plan import FleetPlan, plan_values
+from planner.sources import KNOWN_MODELS, known_by_source
 from planner.stack_file import read_stack_file
 from tests.components.world import Recorded, run
 from tests.contract.fake import Fake
@@ -33,6 +35,17 @@ CASES = (
 
 MANAGED = tuple(case for case in CASES if case != "existing")
 PREFIX = "llama/3.1"
+STORAGE_ACCOUNT = (
+    "/subscriptions/89abcdef-89ab-cdef-0123-456789abcdef/resourceGroups/data"
+    "/providers/Microsoft.Storage/storageAccounts/weights1"
+)
+SOURCES = {
+    "aws": f"s3://elsewhere/{PREFIX}",
+    "gcp": f"gs://elsewhere/{PREFIX}",
+    "azure": f"az://elsewhere@weights1/{PREFIX}",
+    "fake": f"s3://elsewhere/{PREFIX}",
+}
+"""Of each cloud, weights in a bucket that the stack did not make."""
 
 Values = dict[str, Any]
 
@@ -67,6 +80,24 @@ def values_of(case: str) -> Values:
     return copy.deepcopy(read_stack_file(STACKS / f"Pulumi.{case.replace('fake-', 'aws-')}.yaml"))
 
 
+def from_source(case: str) -> FleetPlan:
+    """The plan of a case with all weights in a bucket that the stack did not make."""
+
+    def edit(values: Values) -> None:
+        _storage_account(values)
+        for model in values["models"]:
+            config = KNOWN_MODELS / f"{known_by_source()[model['source']]}.json"
+            source = f"{SOURCES[cloud_of(case)]}/{model['name']}"
+            model |= {"source": source, "revision": "v1", "config": str(config)}
+
+    return edited(case, edit)
+
+
+def _storage_account(values: Values) -> None:
+    if values["cloud"] == "azure":
+        values.setdefault("azure", {})["storage_accounts"] = [STORAGE_ACCOUNT]
+
+
 def site(plan: FleetPlan) -> CloudPlan:
     assert plan.infrastructure is not None
     return plan.infrastructure
@@ -86,7 +117,8 @@ def deployed(plan: FleetPlan, made: type[Cloud], *, preview: bool = False) -> Re
         cloud = made("cloud", site(plan), plan.models)
         platform = Platform("platform", PlatformArgs(cloud=cloud, plan=site(plan)))
         token = pulumi.Output.secret("hf_secret")
-        Serving("serving", ServingArgs(cloud=cloud, platform=platform, plan=plan, hugging_face_token=token))
+        args = ServingArgs(cloud=cloud, platform=platform, plan=plan, hugging_face_token=token, api_keys=None)
+        Serving("serving", args)
         pulumi.export("kubeconfig", cloud.kubeconfig)
         pulumi.export("nodes", [resource.urn for resource in cloud.nodes])
 
@@ -106,6 +138,7 @@ class Answers:
     recorded: Recorded
     nobody: Identity
     reader: Identity
+    fetcher: Identity | None
     volumes: Volumes
     autoscaling: Autoscaling
     charts: Sequence[ChartValues]
@@ -115,7 +148,7 @@ class Answers:
 @functools.cache
 def asked(case: str) -> Answers:
     """A case's cloud alone, all models from the bucket where it has one, asked for everything once."""
-    plan = plan_of(case) if case == "existing" else from_bucket(plan_of(case))
+    plan = plan_of(case) if case == "existing" else from_bucket(edited(case, _storage_account))
     found: dict[str, Any] = {}
 
     def program() -> None:
@@ -125,14 +158,25 @@ def asked(case: str) -> Answers:
             cloud.identity(name, namespace="ns", service_account=name, bucket_prefix=prefix)
             for name, prefix in (("nobody", None), ("reader", PREFIX))
         )
+        fetcher = None
+        if source := object_source(SOURCES.get(cloud_of(case), "")):
+            fetcher = cloud.source_reader("fetcher", namespace="ns", service_account="fetcher", source=source)
         volumes, autoscaling = cloud.volumes("ns", plan.models), cloud.autoscaling()
-        found.update(nobody=nobody, reader=reader, volumes=volumes, autoscaling=autoscaling, charts=cloud.charts())
+        found.update(
+            nobody=nobody,
+            reader=reader,
+            fetcher=fetcher,
+            volumes=volumes,
+            autoscaling=autoscaling,
+            charts=cloud.charts(),
+        )
         pulumi.export("kubeconfig", cloud.kubeconfig)
         pulumi.export("annotations", dict(reader.annotations))
         for name, resources in (
             ("nodes", cloud.nodes),
             ("nobody", nobody.resources),
             ("reader", reader.resources),
+            ("fetcher", fetcher.resources if fetcher else ()),
             ("volumes", volumes.resources),
             ("autoscaling", autoscaling.resources),
         ):

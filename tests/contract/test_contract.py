@@ -2,11 +2,14 @@
 
 import re
 from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from components.clouds.base import Cloud
 from planner.pool_labels import NODE_GROUP_LABEL
+from planner.sources import KNOWN_MODELS, known_by_source
 from planner.versions import CHARTS
 from tests.components.world import UNKNOWN, Recorded
 from tests.contract.programs import (
@@ -20,6 +23,7 @@ from tests.contract.programs import (
     deployed,
     edited,
     from_bucket,
+    from_source,
     plan_of,
     site,
     whole,
@@ -180,6 +184,67 @@ def test_a_reader_gets_its_prefix_and_its_pods_wait_for_that(case: str) -> None:
         granted = {r.urn for r in recorded if f"-{model.name}-serve" in r.name and "tritonfleet:" not in r.type}
         assert granted
         assert granted & needed, f"{model.name} may start before it may read"
+
+
+@pytest.mark.parametrize("case", MANAGED)
+def test_a_fetcher_reads_below_its_prefix_of_a_bucket_that_is_not_the_stacks(case: str) -> None:
+    answers = asked(case)
+    resources = [answers.recorded.resources[urn] for urn in answers.recorded.outputs["fetcher"]]
+    assert answers.fetcher is not None
+    assert resources, "nothing gives the right to read"
+    rights = [str(r.inputs) for r in answers.recorded]
+    assert any("elsewhere" in right and PREFIX in right for right in rights), "the right is to the one prefix of it"
+    assert not any(r.type == TOLD[cloud_of(case)].bucket and "elsewhere" in str(r.inputs) for r in answers.recorded)
+
+    plan = from_source(case)
+    recorded = deployed(plan, class_of(case))
+    fetches = recorded.of("Job", "-weights-")
+    assert len(fetches) == len(plan.models)
+    policies = {policy.inputs["metadata"]["name"]: policy.inputs["spec"] for policy in recorded.of("NetworkPolicy")}
+    for fetch in fetches:
+        template = fetch.inputs["spec"]["template"]
+        account = template["spec"]["serviceAccountName"]
+        needed = closure(recorded, fetch.urn)
+        granted = {r.urn for r in recorded if account in r.name and r.type.partition(":")[0] in OF_ITS_OWN[case]}
+        assert granted
+        assert granted <= needed, "it may start before it may read"
+        assert answers.fetcher.pod_labels.items() <= template["metadata"]["labels"].items()
+        ways = [(peer["ipBlock"]["cidr"], port["port"]) for peer, port in ways_of(policies[account])]
+        assert ways[0] == ("0.0.0.0/0", 443)
+        assert ways[1:] == [(way.cidr, way.port) for way in answers.fetcher.egress]
+    assert deployed(plan, class_of(case)).resources == recorded.resources
+    assert deployed(plan, class_of(case), preview=True).resources.keys() == recorded.resources.keys()
+
+
+OF_ITS_OWN = {case: TOLD[cloud_of(case)].packages for case in MANAGED}
+
+
+def ways_of(spec: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each place that a network policy lets pods go to, and the port there."""
+    for rule in spec["egress"]:
+        for peer in rule["to"]:
+            for port in rule["ports"]:
+                yield peer, port
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_who_reads_what_everybody_may_is_nobody(case: str) -> None:
+    def edit(values: dict[str, Any]) -> None:
+        for model in values["models"]:
+            config = KNOWN_MODELS / f"{known_by_source().get(model['source'], 'smollm2-135m')}.json"
+            public = {"source": "gs://public/x", "source_access": "anonymous", "revision": "v1"}
+            model |= public | {"config": str(config)}
+
+    recorded = deployed(edited(case, edit), class_of(case))
+    (fetch,) = recorded.of("Job", "-weights-")
+    spec = fetch.inputs["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    account = recorded.one("ServiceAccount", f"{fetch.name.removesuffix('-job')}-account")
+
+    assert "--anonymous" in container["command"]
+    assert "annotations" not in account.inputs["metadata"]
+    packages = TOLD[cloud_of(case)].packages
+    assert not [r for r in recorded if spec["serviceAccountName"] in r.name and r.type.partition(":")[0] in packages]
 
 
 @pytest.mark.parametrize("case", MANAGED)

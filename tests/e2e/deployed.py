@@ -10,10 +10,10 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.numpy import save  # pyright: ignore[reportUnknownVariableType] - untyped arrays
 
+from components.serving.keys import keys_file
 from planner.config import ModelConfig
 from planner.plan import FleetPlan, ModelPlan, plan_model
 from runtime.checkpoint import read_checkpoint
@@ -24,6 +24,7 @@ from tests.kubelet.volumes import Object, Objects
 
 REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SHARDS = 2
+API_KEY = "sk-a-key-that-pulumi-made-for-the-stack"
 # Times that a laptop needs instead of a cluster: seconds for endpoints to forget a pod, and for requests in flight.
 PRESTOP_SECONDS, DRAIN_SECONDS, GRACE_SECONDS = 1, 20, 40
 
@@ -34,6 +35,7 @@ class Deployed:
 
     plan: ModelPlan
     namespace: str
+    environment: Object
     fetch: Object
     build: Object
     set: Object
@@ -89,6 +91,7 @@ def deploy(config: Path, claims: Mapping[str, Path], hub_token: str) -> Deployed
     return Deployed(
         plan=model,
         namespace="tritonfleet",
+        environment=recorded.one("Job", "-environment-").inputs,
         fetch=recorded.one("Job", "-weights-").inputs,
         build=recorded.one("Job", "-engine-").inputs,
         set=recorded.one("LeaderWorkerSet").inputs,
@@ -126,10 +129,8 @@ def _by_name(recorded: Recorded, kind: str) -> dict[str, Object]:
 def _secrets(recorded: Recorded, hub_token: str) -> dict[str, Object]:
     """The Secrets, with the values that Pulumi's engine puts in place of promises."""
     found = _by_name(recorded, "Secret")
-    random = recorded.one("RandomPassword")
-    for secret in found.values():
-        data: dict[str, Any] = secret["stringData"]
-        for key, value in data.items():
-            made = value == f"{random.name}-result"
-            data[key] = secrets.token_hex(random.inputs["length"])[: random.inputs["length"]] if made else hub_token
+    length = recorded.one("RandomPassword", "-token").inputs["length"]
+    found["smollm2-rendezvous"]["stringData"]["token"] = secrets.token_hex(length)[:length]
+    found["hugging-face-token"]["stringData"]["token"] = hub_token
+    found["api-keys"]["stringData"]["keys.json"] = keys_file({"default": API_KEY}, {})
     return found

@@ -23,13 +23,21 @@ from fleet.synthesis import record_program
 from planner.plan import FleetPlan, plan_file
 from planner.stack_file import read_stack_file
 from runtime.store import EngineStore
-from tests.e2e.test_deployed_pods import BUILD_SECONDS, MODELS, QUESTION, assert_confined, container_refusal
+from tests.e2e.test_deployed_pods import (
+    BUILD_SECONDS,
+    MODELS,
+    QUESTION,
+    assert_confined,
+    chat,
+    container_refusal,
+    until_ready,
+)
 from tests.hosts import Hosts, two_hosts
 from tests.kubelet.pod import Pod
 from tests.kubelet.volumes import Object, Objects, make_shared
 
 STACK = Path(__file__).parents[2] / "stacks" / "Pulumi.local.yaml"
-TOKEN = "a rendezvous token that Pulumi made"
+TOKEN = "a-password-that-Pulumi-made"
 
 
 @dataclass
@@ -43,9 +51,9 @@ class Cluster:
     folder: Path
     shared: Path
 
-    def one(self, kind: str) -> Object:
-        """The only object of a kind, as the program registered it."""
-        (found,) = _of(self.recording, kind)
+    def one(self, kind: str, name: str = "") -> Object:
+        """The only object of a kind whose name begins so, as the program registered it."""
+        (found,) = (made for made in _of(self.recording, kind) if made["metadata"]["name"].startswith(name))
         return found
 
     def pod(self, name: str, manifest: Object, environment: dict[str, str]) -> Pod:
@@ -92,7 +100,7 @@ def cluster(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def test_the_stack_builds_its_engine_and_answers_at_its_service(cluster: Cluster) -> None:
     (model,) = cluster.plan.models
-    build = cluster.pod("build", cluster.one("Job")["spec"]["template"], {})
+    build = cluster.pod("build", cluster.one("Job", "engine-")["spec"]["template"], {})
     assert build.run_to_its_end(BUILD_SECONDS) == {"build": 0}, build.said()
     store = EngineStore(cluster.shared / "store")
     assert [info.id for info in store.list()] == [model.engine.id]
@@ -102,6 +110,7 @@ def test_the_stack_builds_its_engine_and_answers_at_its_service(cluster: Cluster
     try:
         leader.start()
         print(f"\nthe group is up after {leader.until_started():.1f} s")
+        until_ready(leader)
         assert leader.probe("readinessProbe")[0], leader.said()
         assert leader.probe("livenessProbe")[0], leader.said()
         assert service["selector"].items() <= leader.labels.items()
@@ -111,6 +120,11 @@ def test_the_stack_builds_its_engine_and_answers_at_its_service(cluster: Cluster
         assert ask(cluster, url).startswith("Kubernetes is a")
         assert sorted(found["name"] for found in post(cluster, f"{url}/repository/index", {})) == MODELS
         assert_confined(leader)
+        (openai,) = (port for port in service["ports"] if port["name"] == "openai")
+        base = f"http://{leader.address}:{leader.port(openai['targetPort'])}"
+        status, said = chat(cluster.hosts, base, f"sk-{TOKEN}", max_tokens=8)
+        assert (status, "Kubernetes" in said) == (200, True), said
+        assert chat(cluster.hosts, base, "sk-another", max_tokens=8)[0] == 401
         used, limit = memory_mib(leader), int(leader.container["resources"]["limits"]["memory"].removesuffix("Mi"))
         print(f"{model.world_size} ranks use {used} MiB of {limit}")
         assert used < 0.8 * limit, "no room for a full KV cache"

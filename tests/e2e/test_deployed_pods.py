@@ -1,36 +1,48 @@
 """What is deployed is what was tested: the very pods of the serving component, run on two hosts as a cluster runs them.
 
-One Job's pod fetches the real model from a Hub, another builds its engine; the leader and the worker serve it over two
-network namespaces, each in a container of its own (tests/kubelet). Substituted are: the image, by this machine's file
-system and Python; the GPU backend, by the CPU one, which leaves GPUs and RDMA interfaces alone; the Hub's address; and
-the times for a pod's end, by shorter ones.
+One Job's pod fetches the real model from a Hub, another builds its engine, a third installs the frontend's packages;
+the leader with its frontend and the worker serve over two network namespaces, each container by itself (tests/kubelet).
+Substituted are: the images, by this machine's file system and Python; the GPU backend, by the CPU one, which leaves
+GPUs and RDMA interfaces alone; the addresses of the Hub and of PyPI; and the times for a pod's end, by shorter ones.
 """
 
+import copy
+import functools
 import json
+import os
+import platform
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from components.clouds.base import POD_USER
+from components.serving.keys import keys_file
 from planner.sources import checkpoint_folder
 from runtime.store import EngineStore
-from tests.e2e.deployed import GRACE_SECONDS, REPOSITORY, Deployed, deploy, smollm2_repository
+from tests.e2e.deployed import API_KEY, GRACE_SECONDS, REPOSITORY, Deployed, deploy, smollm2_repository
 from tests.hosts import Hosts, two_hosts
 from tests.hub import COMMIT, TOKEN, Hub
 from tests.kubelet.network import in_network_of
 from tests.kubelet.pod import Pod
-from tests.kubelet.volumes import Object, make_shared
+from tests.kubelet.volumes import Object, make_shared, rewrite_atomically
 
+ROOT = Path(__file__).parents[2]
 MODELS = ["ensemble", "postprocessing", "preprocessing", "tensorrt_llm", "tensorrt_llm_bls"]
 QUESTION = "<|im_start|>user\nWhat is Kubernetes, in two sentences?<|im_end|>\n<|im_start|>assistant\n"
 BUILD_SECONDS = 300
+ROTATED = "sk-the-key-that-a-team-was-given-later"
 
 
 @dataclass
@@ -46,6 +58,14 @@ class World:
     def fetch_pod(self, name: str) -> Pod:
         """A pod of the Job that fetches the weights, on the first host."""
         return self._pod(name, self.deployed.fetch["spec"]["template"], 0, {"HF_ENDPOINT": self.hub.url}, {})
+
+    def environment_pod(self, name: str, index: str) -> Pod:
+        """A pod of the Job that installs packages, there too, for this machine alone; `index` is a package index."""
+        template = copy.deepcopy(self.deployed.environment["spec"]["template"])
+        template["spec"]["containers"][0]["command"] += ["--machine", platform.machine()]
+        host = self.hosts.addresses[1]
+        pip = {"PIP_INDEX_URL": index, "PIP_TRUSTED_HOST": host, "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0"}
+        return self._pod(name, template, 0, pip, {})
 
     def build_pod(self, name: str) -> Pod:
         """A pod of the build Job, there too."""
@@ -111,6 +131,45 @@ def built(world: World) -> None:
         assert pod.run_to_its_end(BUILD_SECONDS) == {container: 0}, pod.said()
 
 
+def test_the_job_installs_the_packages_once(world: World, tmp_path_factory: pytest.TempPathFactory) -> None:
+    wheels = downloaded(tmp_path_factory.mktemp("wheels"))
+    host = world.hosts.names[1]
+    with in_network_of(host, lambda: package_index(wheels, world.hosts.addresses[1])) as index:
+        installing = world.environment_pod("install", index)
+        assert installing.run_to_its_end(300) == {"install": 0}, installing.said()
+    (folder,) = (path for path in (world.shared / "environments").iterdir() if path.name not in ("staging", "locks"))
+    assert {path.name for path in folder.iterdir()} == {platform.machine(), "sitecustomize.py"}
+    assert (folder / platform.machine() / "tritonclient" / "grpc").is_dir()
+    assert not [*(world.shared / "environments" / "staging").iterdir()]
+    # Once more, with no index that could be asked: there is nothing left to do.
+    again = world.environment_pod("install-again", "http://10.213.77.2:9/")
+    assert again.run_to_its_end(60) == {"install": 0}, again.said()
+
+
+def downloaded(folder: Path) -> Path:
+    """The wheels of requirements/pods.txt for this Python, laid out as an index; skips where none are to be had."""
+    command = [sys.executable, "-m", "pip", "download", "--dest", str(folder / "all"), "--only-binary", ":all:"]
+    command += ["--require-hashes", "--requirement", str(ROOT / "requirements" / "pods.txt"), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no package index can be reached from here: {done.stderr.strip().splitlines()[-1]}")
+    for wheel in (folder / "all").iterdir():
+        package = folder / wheel.name.split("-")[0].lower().replace("_", "-").replace(".", "-")
+        package.mkdir(exist_ok=True)
+        wheel.rename(package / wheel.name)
+    return folder
+
+
+@contextmanager
+def package_index(folder: Path, address: str) -> Generator[str]:
+    """A package index: its folders, listed. Yields its URL."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer((address, 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://{address}:{server.server_port}/"
+        server.shutdown()
+
+
 @pytest.mark.usefixtures("built")
 def test_the_jobs_fetch_the_weights_and_publish_the_engine(world: World) -> None:
     engine = world.deployed.plan.engine.id
@@ -137,6 +196,7 @@ def test_the_group_starts_answers_at_its_service_and_ends_in_time(world: World) 
         worker.start()
         seconds = [pod.until_started() for pod in (worker, leader)]
         print(f"\nthe worker's launcher is up after {seconds[0]:.1f} s, the group after {sum(seconds):.1f} s")
+        until_ready(leader)
         for pod in (leader, worker):
             for kind in ("readinessProbe", "livenessProbe"):
                 assert pod.probe(kind)[0], pod.probe(kind)[1] + pod.said()
@@ -152,13 +212,22 @@ def test_the_group_starts_answers_at_its_service_and_ends_in_time(world: World) 
         for pod in (leader, worker):
             assert_confined(pod)
 
-        # The pods are deleted while a request is in flight; it still gets its whole answer.
-        with ThreadPoolExecutor(3) as pool:
+        (openai,) = (port for port in service["ports"] if port["name"] == "openai")
+        base = f"http://{leader.address}:{leader.port(openai['targetPort'])}"
+        assert_openai(world, leader, base)
+
+        # The pods are deleted while requests are in flight; they still get their whole answers.
+        with ThreadPoolExecutor(4) as pool:
             long = pool.submit(ask, world, url, 100)
+            stream = pool.submit(chat, world.hosts, base, API_KEY, max_tokens=100, stream=True)
             time.sleep(0.5)
             ends = [pool.submit(pod.stop) for pod in (leader, worker)]
             assert len(long.result()) > len(answer)
             assert long.result().startswith(answer)
+            status, said = stream.result()
+            assert status == 200
+            assert said.rstrip().endswith("data: [DONE]"), leader.said()
+            assert '"finish_reason":"length"' in said, said[-500:]
             for pod, (status, took) in zip((leader, worker), [end.result() for end in ends], strict=True):
                 print(f"{pod.name} ended with status {status} after {took:.1f} s of {GRACE_SECONDS}")
                 assert status == 0, pod.said()
@@ -169,16 +238,83 @@ def test_the_group_starts_answers_at_its_service_and_ends_in_time(world: World) 
         worker.destroy()
 
 
-def assert_confined(pod: Pod) -> None:
+def until_ready(pod: Pod) -> None:
+    """Waits for the frontend's probe as a kubelet does; it asks Triton now and then."""
+    end = time.monotonic() + 30
+    while not pod.probe("readinessProbe", "frontend")[0]:
+        assert time.monotonic() < end, pod.probe("readinessProbe", "frontend")[1] + pod.said()
+        time.sleep(0.2)
+
+
+def assert_openai(world: World, leader: Pod, base: str) -> None:
+    """The Service's first port speaks OpenAI's API to who has the key, and to whom it is given while all runs."""
+    status, body = chat(world.hosts, base, API_KEY, max_tokens=8)
+    assert status == 200, body + leader.said()
+    assert json.loads(body)["choices"][0]["message"]["content"].startswith("Kubernetes")
+    assert [chat(world.hosts, base, key, max_tokens=8)[0] for key in ("", "sk-another")] == [401, 401]
+    assert "<title>" in request(world.hosts, f"{base}/ui/", "")[1]
+    assert_confined(leader, "frontend")
+    environment = leader.run_inside("python3 -c 'import tritonclient; print(tritonclient.__file__)'", "frontend")
+    if any((world.shared / "environments").glob("*/sitecustomize.py")):
+        assert environment.startswith("/shared/environments/")
+
+    process = frontend_process(leader)
+    folder = leader.volumes["api-keys"][1]
+    assert folder is not None
+    keys = keys_file({"team-a": ROTATED}, {}).encode()
+    rewrite_atomically(folder, {"keys.json": keys}, mode=0o440, group=POD_USER)
+    assert [chat(world.hosts, base, key, max_tokens=8)[0] for key in (ROTATED, API_KEY)] == [200, 401]
+    old = keys_file({"default": API_KEY}, {}).encode()
+    rewrite_atomically(folder, {"keys.json": old}, mode=0o440, group=POD_USER)
+
+    # A frontend that dies is started again in its container, which no controller hears of.
+    assert frontend_process(leader) == process
+    process.kill()
+    process.wait()
+    until_ready(leader)
+    assert frontend_process(leader) != process
+    assert leader.sidecars["frontend"].poll() is None
+    assert chat(world.hosts, base, API_KEY, max_tokens=8)[0] == 200
+
+
+def frontend_process(leader: Pod) -> psutil.Process:
+    """The one that frontend.keep has started."""
+    inside = psutil.Process(leader.sidecars["frontend"].pid).children(recursive=True)
+    (found,) = (process for process in inside if process.cmdline()[1:3] == ["-m", "frontend"])
+    return found
+
+
+def assert_confined(pod: Pod, sidecar: str = "") -> None:
     """The running container is what its manifest promises: nobody's root, with a file system that it cannot change."""
-    status = dict(line.split(":\t", 1) for line in pod.read("/proc/1/status").splitlines() if ":\t" in line)
+    said = pod.read("/proc/1/status", sidecar)
+    status = dict(line.split(":\t", 1) for line in said.splitlines() if ":\t" in line)
     assert set(status["Uid"].split()) == set(status["Gid"].split()) == {str(POD_USER)}
     assert status["NoNewPrivs"] == "1"
     assert {status[name] for name in ("CapEff", "CapPrm", "CapBnd")} == {"0" * 16}
     folders = "/ /opt/tritonfleet /opt/tritonfleet/runtime /opt/tritonfleet/models /shared /etc"
-    writable = pod.run_inside(f"for d in {folders}; do test -w $d && echo $d; done")
+    writable = pod.run_inside(f"for d in {folders}; do test -w $d && echo $d; done", sidecar)
     assert writable == ""
-    assert "launcher" in pod.read("/run/tritonfleet/state.json")
+    assert "launcher" in pod.read("/run/tritonfleet/state.json", sidecar)
+
+
+def chat(hosts: Hosts, base: str, key: str, **options: Any) -> tuple[int, str]:
+    """Status and body of a chat's answer, from the other host."""
+    messages = [{"role": "user", "content": "What is Kubernetes, in two sentences?"}]
+    body = {"model": "smollm2", "messages": messages, "temperature": 0, **options}
+    return request(hosts, f"{base}/v1/chat/completions", key, json.dumps(body))
+
+
+def request(hosts: Hosts, url: str, key: str, body: str = "") -> tuple[int, str]:
+    program = "import sys, http.client, urllib.parse as p; u = p.urlsplit(sys.argv[1]); "
+    program += "c = http.client.HTTPConnection(u.netloc, timeout=60); "
+    program += "h = {'Authorization': 'Bearer ' + sys.argv[2]} if sys.argv[2] else {}; "
+    program += "c.request('POST' if sys.argv[3] else 'GET', u.path, sys.argv[3] or None, h); "
+    program += "r = c.getresponse(); print(r.status); print(r.read().decode())"
+    command = ["ip", "netns", "exec", hosts.names[1], sys.executable, "-c", program, url, key, body]
+    status, _, said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=90).stdout.partition(
+        "\n"
+    )
+    return int(status), said
 
 
 def ask(world: World, url: str, tokens: int) -> str:

@@ -30,8 +30,8 @@ def test_from_nothing_to_a_fleet_and_back(project: Project) -> None:
     exported = project.pulumi("stack", "export")
     assert TOKEN not in exported
     outputs = json.loads(project.pulumi("stack", "output", "--json"))
-    assert outputs.keys() == {"endpoints", "bucket", "kubeconfig", "engine_keys", "cost", "quotas"}
-    assert outputs["kubeconfig"] == "[secret]"
+    assert outputs.keys() == {"endpoints", "api_keys", "bucket", "kubeconfig", "engine_keys", "cost", "quotas"}
+    assert outputs["kubeconfig"] == outputs["api_keys"] == "[secret]"
     assert project.preview() == []
 
     grow_behind_pulumis_back(project, nodes=3)

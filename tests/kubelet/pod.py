@@ -54,6 +54,7 @@ class Pod:
         hosts = {"localhost": "127.0.0.1", self.name: self.address} | dict(self.names)
         (self.folder / "hosts").write_text("".join(f"{address}\t{name}\n" for name, address in hosts.items()))
         self.process: subprocess.Popen[bytes] | None = None
+        self.sidecars: dict[str, subprocess.Popen[bytes]] = {}
 
     def run_to_its_end(self, seconds: float) -> dict[str, int]:
         """Exit status by container, init containers first, as for a Job's pod: up to the first that fails."""
@@ -65,16 +66,20 @@ class Pod:
         return statuses
 
     def start(self) -> None:
-        """The pod's only container; `container` is its manifest."""
+        """Its sidecars, then its only container; `container` is the latter's manifest."""
         (self.container,) = self.spec["containers"]
+        for container in self.spec.get("initContainers", []):
+            assert container["restartPolicy"] == "Always"
+            assert "startupProbe" not in container, "the next container would have to wait for it"
+            self.sidecars[container["name"]] = self._spawn(container)
         self.process = self._spawn(self.container)
 
-    def probe(self, kind: str) -> tuple[bool, str]:
+    def probe(self, kind: str, sidecar: str = "") -> tuple[bool, str]:
         """One try of `startupProbe`, `readinessProbe` or `livenessProbe`: whether it succeeds, and what it says."""
-        probe = self.container[kind]
+        probe = self.manifest_of(sidecar)[kind]
         seconds = probe.get("timeoutSeconds", 1)
         if "exec" in probe:
-            return self._answer(self._enter(probe["exec"]["command"]), seconds)
+            return self._answer(self._enter(probe["exec"]["command"], sidecar), seconds)
         url = f"http://{self.address}:{self.port(probe['httpGet']['port'])}{probe['httpGet']['path']}"
         program = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).status)"
         return self._answer(["ip", "netns", "exec", self.host, sys.executable, "-c", program, url], seconds)
@@ -92,11 +97,18 @@ class Pod:
         raise AssertionError(f"{self.name} did not start in {limit} s:\n{self.said()}")
 
     def port(self, port: int | str) -> int:
-        """The number of a container's port, which may be given by its name."""
-        return port if isinstance(port, int) else {p["name"]: p["containerPort"] for p in self.container["ports"]}[port]
+        """The number of a port of any container, which may be given by its name."""
+        containers = [*self.spec.get("initContainers", []), self.container]
+        named = {one["name"]: one["containerPort"] for container in containers for one in container.get("ports", [])}
+        return port if isinstance(port, int) else named[port]
+
+    def manifest_of(self, sidecar: str = "") -> Object:
+        """A sidecar's manifest, or the container's."""
+        return next((c for c in self.spec.get("initContainers", []) if c["name"] == sidecar), self.container)
 
     def stop(self) -> tuple[int, float]:
-        """preStop, SIGTERM to process 1, and SIGKILL when the grace period is over. Exit status and seconds it took."""
+        """preStop, SIGTERM to process 1, and SIGKILL when the grace period is over; then the same for each sidecar, the
+        last one first. The first exit status that is not 0, and seconds it took."""
         assert self.process is not None
         begun, grace = time.monotonic(), float(self.spec.get("terminationGracePeriodSeconds", 30))
         hook: Object = self.container.get("lifecycle", {}).get("preStop", {})
@@ -104,31 +116,34 @@ class Pod:
             time.sleep(min(hook["sleep"]["seconds"], grace))
         elif "exec" in hook:
             self._answer(self._enter(hook["exec"]["command"]), grace)
-        if self.process.poll() is None:
-            os.kill(self._first_process(), signal.SIGTERM)
-        try:
-            status = self.process.wait(max(0.1, begun + grace - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            status = self.process.wait()
-        return status, time.monotonic() - begun
+        statuses: list[int] = []
+        for process in (self.process, *reversed(self.sidecars.values())):
+            if process.poll() is None:
+                os.kill(_first_process(process), signal.SIGTERM)
+            try:
+                statuses.append(process.wait(max(0.1, begun + grace - time.monotonic())))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                statuses.append(process.wait())
+        return next(filter(None, statuses), 0), time.monotonic() - begun
 
     def destroy(self) -> None:
         """For the end of a test, however it ended: the kernel ends a PID namespace with its first process."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        for process in (self.process, *self.sidecars.values()):
+            if process is not None and process.poll() is None:
+                process.kill()
+                process.wait()
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def read(self, path: str) -> str:
+    def read(self, path: str, sidecar: str = "") -> str:
         """A file as the running container sees it."""
-        return Path(f"/proc/{self._first_process()}/root{path}").read_text()
+        return Path(f"/proc/{self._first_process(sidecar)}/root{path}").read_text()
 
-    def run_inside(self, script: str) -> str:
+    def run_inside(self, script: str, sidecar: str = "") -> str:
         """What a shell in the running container writes."""
-        return self._answer(self._enter(["sh", "-c", script]), 10)[1]
+        return self._answer(self._enter(["sh", "-c", script], sidecar), 10)[1]
 
     def _spawn(self, container: Object) -> "subprocess.Popen[bytes]":
         scratch = self.folder / f"root-{container['name']}"
@@ -191,10 +206,10 @@ class Pod:
                 environment[variable["name"]] = expand(variable["value"], environment)
         return environment
 
-    def _enter(self, command: Sequence[str]) -> list[str]:
+    def _enter(self, command: Sequence[str], sidecar: str = "") -> list[str]:
         """A command as it is run inside the running container, by a probe or a hook."""
-        settings = self._settings(self.container, self.folder)
-        inside = ["nsenter", f"--target={self._first_process()}", "--mount", "--uts", "--ipc", "--net", "--pid"]
+        settings = self._settings(self.manifest_of(sidecar), self.folder)
+        inside = ["nsenter", f"--target={self._first_process(sidecar)}", "--mount", "--uts", "--ipc", "--net", "--pid"]
         inside += ["--root", "--wd", f"--setuid={settings['user']}", f"--setgid={settings['group']}", "--"]
         return [*inside, "env", "-i", *(f"{k}={v}" for k, v in settings["environment"].items()), *command]
 
@@ -205,11 +220,16 @@ class Pod:
             return False, f"no answer in {seconds} s"
         return done.returncode == 0, done.stdout + done.stderr
 
-    def _first_process(self) -> int:
-        """The container's process 1, by its number outside."""
-        assert self.process is not None
-        (child,) = psutil.Process(self.process.pid).children()
-        return child.pid
+    def _first_process(self, sidecar: str = "") -> int:
+        process = self.sidecars[sidecar] if sidecar else self.process
+        assert process is not None
+        return _first_process(process)
+
+
+def _first_process(container: "subprocess.Popen[bytes]") -> int:
+    """A container's process 1, by its number outside."""
+    (child,) = psutil.Process(container.pid).children()
+    return child.pid
 
 
 def expand(text: str, environment: Mapping[str, str]) -> str:

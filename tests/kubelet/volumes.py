@@ -1,6 +1,7 @@
 """A pod's volumes as folders on this machine, in the shapes and with the permissions that a kubelet gives them."""
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,26 @@ def make_volume(volume: Object, objects: Objects, folder: Path, group: int | Non
 def write_atomically(folder: Path, files: Mapping[str, bytes], *, mode: int = 0o644, group: int | None = None) -> None:
     """As AtomicWriter (kubernetes pkg/volume/util/atomic_writer.go): files below a hidden folder named by the time,
     `..data` linked to that, and each file or folder at the top linked to its like below `..data`."""
-    hidden = folder / TIMESTAMP
+    _write(folder, TIMESTAMP, files, mode, group)
+    (folder / "..data").symlink_to(TIMESTAMP)
+    for name in {name.split("/")[0] for name in files}:
+        (folder / name).symlink_to(f"..data/{name}")
+
+
+def rewrite_atomically(
+    folder: Path, files: Mapping[str, bytes], *, mode: int = 0o644, group: int | None = None
+) -> None:
+    """The same for an object that has changed: `..data` leads to the new folder in one step, and the old one goes."""
+    before = (folder / "..data").resolve()
+    after = f"{before.name}1"
+    _write(folder, after, files, mode, group)
+    (folder / "..data_tmp").symlink_to(after)
+    (folder / "..data_tmp").rename(folder / "..data")
+    shutil.rmtree(before)
+
+
+def _write(folder: Path, name: str, files: Mapping[str, bytes], mode: int, group: int | None) -> None:
+    hidden = folder / name
     for name, content in files.items():
         path = hidden / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,9 +79,6 @@ def write_atomically(folder: Path, files: Mapping[str, bytes], *, mode: int = 0o
         _give(path, mode if group is None else mode | 0o440, group)
     for parent, _, _ in os.walk(folder):
         _give(Path(parent), 0o755, group)
-    (folder / "..data").symlink_to(TIMESTAMP)
-    for name in {name.split("/")[0] for name in files}:
-        (folder / name).symlink_to(f"..data/{name}")
 
 
 def make_shared(folder: Path, user: int) -> Path:

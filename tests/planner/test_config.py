@@ -98,7 +98,7 @@ def test_unknown_keys_get_the_close_one() -> None:
         ({"name": "a" * 41}, "name", "is not a short DNS label"),
         ({"backend": "gpu"}, "backend", "'gpu' is not one of cpu, tensorrt, pytorch"),
         ({"source": "ftp://x/y"}, "source", "unknown scheme 'ftp'"),
-        ({"source": "s3://bucket/prefix"}, "source", "unknown scheme 's3'"),
+        ({"source": "s4://bucket/prefix"}, "source", "unknown scheme 's4'"),
         ({"source": "hf://llama"}, "source", "is not hf://ORG/NAME"),
         ({"source": "file://x"}, "source", "absolute path"),
         ({"revision": None}, "revision", "is missing"),

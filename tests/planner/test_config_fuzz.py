@@ -57,7 +57,9 @@ KEYS = st.sampled_from(NAMES) | st.text(max_size=10)
 # Values that a person could mean, so that many stacks get past the types and to sharding and memory.
 MEANT = {
     "source": st.sampled_from(sorted(known_by_source()))
-    | st.sampled_from(["missing.gguf", ".", "file:///", "hf://a/b"]),
+    | st.sampled_from(
+        ["missing.gguf", ".", "file:///", "hf://a/b", "s3://a-b/c", "gs://B", "az://a@b", "az://abc@abc/d"]
+    ),
     "backend": st.sampled_from(["cpu", "tensorrt", "pytorch"]),
     "dtype": st.sampled_from(["float32", "float16", "bfloat16"]),
     "tensor_parallel": st.integers(0, 20) | st.just(4096),

@@ -93,7 +93,7 @@ BUILD_INPUTS: dict[str, dict[str, Any]] = {
     "build": {"build": {"multiple_profiles": True}},
 }
 # A pool is a build input by the GPU that it decides, which is a field of its own.
-NOT_BUILD_INPUTS = {"name", "config", "serving", "pool"}
+NOT_BUILD_INPUTS = {"name", "source_access", "config", "serving", "pool"}
 
 
 def test_every_field_is_either_a_build_input_or_not() -> None:

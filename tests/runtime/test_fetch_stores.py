@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from runtime.checkpoint_files import Checksum, SourceFile, is_sound, part_sizes
 from runtime.fetch import RECORD, folder_name
 from runtime.object_store import LEAST_PART, PARALLEL, part_bytes
 from runtime.process_tree import die_with_parent
-from tests.object_stores import BUCKET, STORES, Servers, Store
+from tests.object_stores import ACCOUNT, BUCKET, STORES, Servers, Store
 from tests.ports import free_ports
 from tests.runtime.launched import until
 
@@ -280,8 +281,34 @@ def test_a_bucket_is_asked_for_its_region(s3: Store, tmp_path: Path) -> None:
     asked = [path for path in s3.proxy.heads if path == f"/{BUCKET}"]
     assert asked
     s3.proxy.heads.clear()
-    assert fetch(s3, tmp_path / "again", AWS_REGION="us-east-1")[0] == 0
-    assert f"/{BUCKET}" not in s3.proxy.heads
+    # EKS puts the cluster's own region into each pod that has an identity.
+    assert fetch(s3, tmp_path / "again", AWS_REGION="eu-west-1")[0] == 0
+    assert f"/{BUCKET}" in s3.proxy.heads
+
+
+def test_a_public_bucket_is_read_without_credentials(s3: Store, tmp_path: Path) -> None:
+    assert fetch(s3, tmp_path / "somebody")[0] == 0
+    assert s3.proxy.signed
+    s3.proxy.signed = 0
+    assert "may not be read" in fetch(s3, tmp_path / "private", "--anonymous")[2]
+    for name in SHARDS | SMALL:
+        url = f"{s3.proxy.upstream}/{BUCKET}/{s3.prefix}/{name}?acl"
+        headers = {"x-amz-acl": "public-read", "Authorization": "AWS a:b"}  # moto asks no more of an owner
+        for_everybody = urllib.request.Request(url, headers=headers, method="PUT")
+        urllib.request.urlopen(for_everybody, timeout=30).close()
+    status, out, err = fetch(s3, tmp_path / "everybody", "--anonymous")
+    assert status == 0, err
+    assert_whole(Path(out.strip()))
+    assert s3.proxy.signed == 0
+
+
+def test_a_source_names_its_storage_account(object_stores: Servers, tmp_path: Path) -> None:
+    azure = object_stores["az"].fresh()
+    azure.put(SHARDS | SMALL)
+    source = azure.source.replace(BUCKET, f"{BUCKET}@{ACCOUNT}", 1)
+    status, out, err = finish(start(source, tmp_path, azure.env | {"AZURE_STORAGE_ACCOUNT_NAME": ""}))
+    assert status == 0, err
+    assert_whole(Path(out.strip()))
 
 
 def test_a_folder_is_a_source_like_any_other(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pulumi_eks
 import pulumi_kubernetes
 
 from components.clouds.aws.cluster import Cluster, ClusterArgs, add_on
-from components.clouds.aws.identity import autoscaler_policy, read_prefix, service_role
+from components.clouds.aws.identity import autoscaler_policy, read_prefix, read_source, service_role
 from components.clouds.aws.keys import Keys, KeysArgs
 from components.clouds.aws.network import Network, NetworkArgs, NetworkIds, existing_network
 from components.clouds.aws.pools import GpuPool, NodesArgs, SystemNodes, scaling_group_pattern
@@ -22,6 +22,7 @@ from components.clouds.base import AutoscalerChart, Autoscaling, Cloud, Identity
 from components.platform.charts import ChartValues, gpu_node_tolerations
 from planner.errors import Problem
 from planner.fleet import CloudPlan
+from planner.object_sources import ObjectSource
 from planner.plan import ModelPlan
 from planner.pool_labels import POOL_LABEL
 from planner.sources import bucket_prefix as prefix_of
@@ -113,6 +114,9 @@ class Aws(Cloud):
             return Identity()
         rights = read_prefix(self._storage.bucket.arn, self._keys.data.arn, self._plan.region, bucket_prefix.strip("/"))
         return self._grant(name, rights, namespace, service_account)
+
+    def source_reader(self, name: str, *, namespace: str, service_account: str, source: ObjectSource) -> Identity:
+        return self._grant(name, read_source(source), namespace, service_account)
 
     def volumes(
         self, namespace: str, models: Sequence[ModelPlan], *, opts: pulumi.ResourceOptions | None = None

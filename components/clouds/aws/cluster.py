@@ -90,6 +90,7 @@ class Cluster(pulumi.ComponentResource):
             cluster_name=args.cluster_name,
             oidc_provider_arn=self.resource.oidc_provider_arn,
             issuer=self.resource.oidc_issuer,
+            network_cidr=plan.network.cidr,
         )
         # The private endpoint answers only whom this group admits: by default nodes, and nobody who deploys.
         self.api_rules = [

@@ -8,10 +8,13 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 
-from components.clouds.base import Identity
+from components.clouds.base import Identity, Way
 from planner import cloud_config
+from planner.object_sources import ObjectSource
 
 ARN = "arn:aws"
+# EKS User Guide, "Set up the Amazon EKS Pod Identity Agent": where it listens on each node.
+_AGENT = Way(cidr="169.254.170.23/32", port=80)
 
 
 def policy(*statements: Mapping[str, Any]) -> pulumi.Output[str]:
@@ -50,7 +53,7 @@ class Identities:
     """Binds service accounts of one cluster to roles, the way that the stack chose.
 
     IRSA trusts tokens of the cluster's OIDC provider; EKS Pod Identity trusts EKS, which names the service account in
-    the session's tags. `issuer` is the provider's URL without its scheme.
+    the session's tags. `issuer` is the provider's URL without its scheme, `network_cidr` holds STS's private endpoint.
     """
 
     kind: cloud_config.Identity
@@ -58,6 +61,7 @@ class Identities:
     cluster_name: str
     oidc_provider_arn: pulumi.Output[str]
     issuer: pulumi.Output[str]
+    network_cidr: str
 
     def role(self, name: str, *, namespace: str, service_account: str, parent: pulumi.Resource) -> aws.iam.Role:
         """A role that nobody but this service account of this cluster can take."""
@@ -81,7 +85,10 @@ class Identities:
         role = self.role(name, namespace=namespace, service_account=service_account, parent=parent)
         granted = aws.iam.RolePolicy(name, role=role.name, policy=rights, opts=pulumi.ResourceOptions(parent=parent))
         if self.kind == "irsa":
-            return Identity(annotations={"eks.amazonaws.com/role-arn": role.arn}, resources=[granted])
+            endpoint = Way(cidr=self.network_cidr, port=443)
+            return Identity(
+                annotations={"eks.amazonaws.com/role-arn": role.arn}, resources=[granted], egress=[endpoint]
+            )
         # Pods get its credentials only if it is there when they are made.
         association = aws.eks.PodIdentityAssociation(
             name,
@@ -92,7 +99,7 @@ class Identities:
             # The name of the cluster is known long before the cluster is there.
             opts=pulumi.ResourceOptions(parent=parent, depends_on=[self.cluster]),
         )
-        return Identity(resources=[granted, association])
+        return Identity(resources=[granted, association], egress=[_AGENT])
 
     def _trust(self, namespace: str, service_account: str) -> pulumi.Output[str]:
         if self.kind == "irsa":
@@ -124,6 +131,21 @@ def read_prefix(
         allow(["s3:GetObject"], objects),
         allow(["s3:ListBucket"], bucket_arn, {"StringLike": {"s3:prefix": f"{prefix}/*"}}),
         allow(["kms:Decrypt"], key_arn, {"StringEquals": {"kms:ViaService": f"s3.{region}.amazonaws.com"}}),
+    )
+
+
+def read_source(source: ObjectSource) -> pulumi.Output[str]:
+    """Reading a bucket that somebody else made, below a prefix. Its key is not known: what S3 encrypted for these
+    objects may be decrypted, by way of S3 and where the key's own policy allows it."""
+    arn = f"{ARN}:s3:::{source.bucket}"
+    below = f"{source.prefix}/*" if source.prefix else "*"
+    listing = {"StringLike": {"s3:prefix": below}} if source.prefix else None
+    # S3 User Guide, "SSE-KMS encryption context": the object's ARN, or the bucket's where it has a bucket key.
+    of_objects = {"kms:ViaService": "s3.*.amazonaws.com", "kms:EncryptionContext:aws:s3:arn": [arn, f"{arn}/{below}"]}
+    return policy(
+        allow(["s3:GetObject"], f"{arn}/{below}"),
+        allow(["s3:ListBucket"], arn, listing),
+        allow(["kms:Decrypt"], f"{ARN}:kms:*:*:key/*", {"StringLike": of_objects}),
     )
 
 

@@ -23,6 +23,7 @@ from components.clouds.base import Autoscaling, Cloud, Identity, Volumes, guarde
 from components.platform.charts import ChartValues
 from planner.errors import Problem
 from planner.fleet import CloudPlan
+from planner.object_sources import ObjectSource, storage_account
 from planner.plan import ModelPlan
 from planner.sources import bucket_prefix as prefix_of
 
@@ -134,6 +135,13 @@ class Azure(Cloud):
     def identity(self, name: str, *, namespace: str, service_account: str, bucket_prefix: str | None) -> Identity:
         return self._readers.identity(
             name, namespace=namespace, service_account=service_account, bucket_prefix=bucket_prefix
+        )
+
+    def source_reader(self, name: str, *, namespace: str, service_account: str, source: ObjectSource) -> Identity:
+        account_id = storage_account(self._plan.azure.storage_accounts, source.account)
+        assert account_id, f"the planner lets no stack pass that does not say where {source.account} is"
+        return self._readers.source_identity(
+            name, namespace=namespace, service_account=service_account, source=source, account_id=account_id
         )
 
     def volumes(

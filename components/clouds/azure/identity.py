@@ -1,4 +1,4 @@
-"""Who pods are in Azure: one identity for each prefix of the model bucket, which may read that prefix and no other."""
+"""Who pods are in Azure: one identity for each prefix of a bucket, which may read that prefix and no other."""
 
 import hashlib
 import re
@@ -10,6 +10,7 @@ from pulumi_azure_native import managedidentity
 from components.clouds.azure.roles import Role, assign
 from components.clouds.azure.storage import Bucket
 from components.clouds.base import Identity
+from planner.object_sources import ObjectSource
 
 _BLOBS = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs"
 
@@ -56,6 +57,24 @@ class Readers(pulumi.ComponentResource):
         if bucket_prefix is None:
             return Identity()
         reader = self._reader(bucket_prefix.strip("/"))
+        # The CSI driver takes the pod's token to the identity that the volume names; the account needs no annotation.
+        return Identity(resources=self._trust(name, reader, namespace, service_account))
+
+    def source_identity(
+        self, name: str, *, namespace: str, service_account: str, source: ObjectSource, account_id: str
+    ) -> Identity:
+        """Lets a service account be the reader of a prefix of a container that the stack did not make."""
+        container = f"{account_id}/blobServices/default/containers/{source.bucket}"
+        place = f"{source.account}/{source.bucket}/{source.prefix}"
+        reader = self._make(place, container, account_id.split("/")[2], source.prefix)
+        # AKS documentation, "Microsoft Entra Workload ID overview": by these two its webhook knows pods.
+        return Identity(
+            annotations={"azure.workload.identity/client-id": reader.identity.client_id},
+            resources=self._trust(name, reader, namespace, service_account),
+            pod_labels={"azure.workload.identity/use": "true"},
+        )
+
+    def _trust(self, name: str, reader: _Reader, namespace: str, service_account: str) -> list[pulumi.Resource]:
         reader.last = managedidentity.FederatedIdentityCredential(
             f"{self._prefix}-{name}",
             resource_group_name=self._args.resource_group,
@@ -66,28 +85,29 @@ class Readers(pulumi.ComponentResource):
             # Azure refuses to write two of one identity at once.
             opts=pulumi.ResourceOptions(parent=self, depends_on=[reader.last]),
         )
-        # The CSI driver takes the pod's token to the identity that the volume names; the account needs no annotation.
-        return Identity(resources=[reader.right, reader.last])
+        return [reader.right, reader.last]
 
     def _reader(self, prefix: str) -> _Reader:
         if prefix not in self._readers:
-            words = re.sub("[^a-z0-9]+", "-", prefix.lower())[:40].strip("-")
-            name = f"{self._prefix}-{words}-{hashlib.sha256(prefix.encode()).hexdigest()[:8]}"
-            args = self._args
-            identity = managedidentity.UserAssignedIdentity(
-                name, resource_group_name=args.resource_group, location=args.region, opts=self._child
-            )
-            right = assign(
-                name,
-                Role.BLOB_READER,
-                identity.principal_id,
-                scope=args.bucket.id,
-                subscription=args.subscription,
-                condition=_below(prefix),
-                opts=self._child,
-            )
-            self._readers[prefix] = _Reader(identity=identity, right=right, last=identity)
+            self._readers[prefix] = self._make(prefix, self._args.bucket.id, self._args.subscription, prefix)
         return self._readers[prefix]
+
+    def _make(self, place: str, scope: pulumi.Input[str], subscription: pulumi.Input[str], prefix: str) -> _Reader:
+        words = re.sub("[^a-z0-9]+", "-", place.lower())[:40].strip("-")
+        name = f"{self._prefix}-{words}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+        identity = managedidentity.UserAssignedIdentity(
+            name, resource_group_name=self._args.resource_group, location=self._args.region, opts=self._child
+        )
+        right = assign(
+            name,
+            Role.BLOB_READER,
+            identity.principal_id,
+            scope=scope,
+            subscription=subscription,
+            condition=_below(prefix) if prefix else None,
+            opts=self._child,
+        )
+        return _Reader(identity=identity, right=right, last=identity)
 
 
 def _below(prefix: str) -> str:

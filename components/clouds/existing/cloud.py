@@ -17,6 +17,7 @@ from components.platform.charts import ChartValues
 from planner.cloud_config import ExistingConfig
 from planner.errors import Problem
 from planner.fleet import CloudPlan
+from planner.object_sources import ObjectSource
 from planner.plan import ModelPlan
 
 CLAIM = "engines"
@@ -50,6 +51,9 @@ class Existing(Cloud):
     def identity(self, name: str, *, namespace: str, service_account: str, bucket_prefix: str | None) -> Identity:
         del name, namespace, service_account, bucket_prefix  # the same for all of them; there is no bucket
         return Identity(annotations=dict(self._config.service_account_annotations))
+
+    def source_reader(self, name: str, *, namespace: str, service_account: str, source: ObjectSource) -> Identity:
+        raise NotImplementedError(f"the planner lets no stack pass whose pods would have to be somebody at {source}")
 
     def volumes(
         self, namespace: str, models: Sequence[ModelPlan], *, opts: pulumi.ResourceOptions | None = None

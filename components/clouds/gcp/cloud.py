@@ -22,6 +22,7 @@ from components.clouds.gcp.volumes import Claims, ClaimsArgs
 from components.platform.charts import ChartValues
 from planner.errors import Problem
 from planner.fleet import CloudPlan
+from planner.object_sources import ObjectSource
 from planner.plan import ModelPlan
 from planner.sources import bucket_prefix as prefix_of
 from planner.versions import GPUDIRECT
@@ -135,6 +136,11 @@ class Gcp(Cloud):
             namespace=namespace,
             service_account=service_account,
             prefix=bucket_prefix.strip("/"),
+        )
+
+    def source_reader(self, name: str, *, namespace: str, service_account: str, source: ObjectSource) -> Identity:
+        return self._identities.read_source(
+            f"{self._prefix}-{name}", namespace=namespace, service_account=service_account, source=source
         )
 
     def volumes(

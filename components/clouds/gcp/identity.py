@@ -3,7 +3,12 @@
 import pulumi
 from pulumi_gcp import projects, storage
 
-from components.clouds.base import Identity
+from components.clouds.base import Identity, Way
+from planner.object_sources import ObjectSource
+
+# GKE's metadata server, where pods get tokens: Dataplane V2 looks at the address that the pod calls (GKE documentation,
+# "Network policy and Workload Identity Federation for GKE").
+METADATA_SERVER = tuple(Way(cidr="169.254.169.254/32", port=port) for port in (80, 8080))
 
 
 class Identities:
@@ -40,12 +45,7 @@ class Identities:
         storage.objects.list on the whole bucket. The sidecar can be told not to since v1.24 alone, and IAM conditions
         cannot narrow listing. So that one permission, which reads nothing, is given in a role of its own.
         """
-        member = pulumi.Output.concat(
-            "principal://iam.googleapis.com/projects/",
-            self._project_number,
-            f"/locations/global/workloadIdentityPools/{self._project}.svc.id.goog",
-            f"/subject/ns/{namespace}/sa/{service_account}",
-        )
+        member = self._member(namespace, service_account)
         lists = storage.BucketIAMMember(
             f"{name}-list", bucket=self._bucket, role=self._list_role().name, member=member, opts=self._pooled
         )
@@ -58,6 +58,34 @@ class Identities:
             opts=self._pooled,
         )
         return Identity(resources=[lists, reads])
+
+    def read_source(self, name: str, *, namespace: str, service_account: str, source: ObjectSource) -> Identity:
+        """Lets a service account read what lies below a prefix of a bucket that somebody else made.
+
+        Nothing is made in that bucket. Objects are listed by right of the bucket, whatever prefix they are listed by
+        (Cloud Storage documentation, "IAM Conditions": the resource is the bucket), so their names are seen, all of
+        them, and nothing else. Conditions need the bucket's uniform bucket-level access.
+        """
+        bucket = f"projects/_/buckets/{source.bucket}"
+        below = f'resource.name == "{bucket}" || resource.name.startsWith("{bucket}/objects/{source.prefix}/")'
+        condition = storage.BucketIAMMemberConditionArgs(title=f"Below {source.prefix}"[:100], expression=below)
+        reads = storage.BucketIAMMember(
+            f"{name}-read",
+            bucket=source.bucket,
+            role="roles/storage.objectViewer",
+            member=self._member(namespace, service_account),
+            condition=condition if source.prefix else None,
+            opts=self._pooled,
+        )
+        return Identity(resources=[reads], egress=METADATA_SERVER)
+
+    def _member(self, namespace: str, service_account: str) -> pulumi.Output[str]:
+        return pulumi.Output.concat(
+            "principal://iam.googleapis.com/projects/",
+            self._project_number,
+            f"/locations/global/workloadIdentityPools/{self._project}.svc.id.goog",
+            f"/subject/ns/{namespace}/sa/{service_account}",
+        )
 
     def _list_role(self) -> projects.IAMCustomRole:
         if self._lister is None:

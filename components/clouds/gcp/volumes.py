@@ -8,6 +8,7 @@ from pulumi_kubernetes.core.v1 import CSIPersistentVolumeSourceArgs
 
 from components.clouds.base import Volumes, Way
 from components.clouds.claims import static_claim
+from components.clouds.gcp.identity import METADATA_SERVER
 from components.clouds.gcp.network import GOOGLE_APIS
 from components.clouds.gcp.storage import SharedFiles
 from planner.plan import ModelPlan
@@ -22,10 +23,7 @@ _ANNOTATIONS = {
     "gke-gcsfuse/ephemeral-storage-limit": "0",
 }
 
-# GKE's metadata server, where the pod's token comes from: Dataplane V2 looks at the address that the pod calls (GKE
-# documentation, "Network policy and Workload Identity Federation for GKE").
-_METADATA = "169.254.169.254/32"
-_EGRESS = (Way(cidr=_METADATA, port=80), Way(cidr=_METADATA, port=8080), Way(cidr=GOOGLE_APIS, port=443))
+_EGRESS = (*METADATA_SERVER, Way(cidr=GOOGLE_APIS, port=443))
 
 
 @dataclass(frozen=True, kw_only=True)

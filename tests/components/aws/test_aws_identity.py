@@ -7,6 +7,8 @@ import pulumi
 import pytest
 
 from components.clouds.aws.cloud import Aws
+from components.clouds.base import Identity, Way
+from planner.object_sources import object_source
 from tests.components.aws.stacks import build, document, site, with_pod_identity
 from tests.components.world import Recorded
 
@@ -97,6 +99,54 @@ def test_pods_wait_for_their_rights_and_for_what_hands_them_over(kind: str, coun
 
     assert len(made) == count
     assert {resource.urn for resource in made} == set(recorded.outputs["awaited"])
+
+
+def fetcher(kind: str, source: str) -> tuple[Recorded, Identity]:
+    """A world in which the service account serving/fetch may read a bucket that the stack did not make."""
+    plan = site(STACK) if kind == "irsa" else with_pod_identity(site(STACK))
+    found: list[Identity] = []
+    read = object_source(source)
+    assert read is not None
+    recorded = build(
+        plan,
+        (),
+        lambda cloud: found.append(
+            cloud.source_reader("fetch", namespace="serving", service_account="fetch", source=read)
+        ),
+    )
+    return recorded, found[0]
+
+
+@pytest.mark.parametrize("kind", ["irsa", "pod-identity"])
+def test_of_another_bucket_an_account_reads_one_prefix_and_its_objects_key(kind: str) -> None:
+    recorded, _ = fetcher(kind, "s3://other-bucket/llama/8b/")
+    objects, listing, key = document(recorded.one("RolePolicy", "fleet-fetch"))
+    bucket = "arn:aws:s3:::other-bucket"
+
+    assert (objects["Action"], objects["Resource"]) == (["s3:GetObject"], f"{bucket}/llama/8b/*")
+    assert (listing["Action"], listing["Resource"]) == (["s3:ListBucket"], bucket)
+    assert listing["Condition"] == {"StringLike": {"s3:prefix": "llama/8b/*"}}
+    assert key["Action"] == ["kms:Decrypt"]
+    assert key["Condition"]["StringLike"] == {
+        "kms:ViaService": "s3.*.amazonaws.com",
+        "kms:EncryptionContext:aws:s3:arn": [bucket, f"{bucket}/llama/8b/*"],
+    }
+    (trust,) = document(recorded.one("Role", "fleet-fetch"), "assumeRolePolicy")
+    assert "fetch" in json.dumps(trust["Condition"])
+
+
+def test_a_whole_bucket_is_read_where_no_prefix_is_given() -> None:
+    objects, listing, _ = document(fetcher("irsa", "s3://other-bucket")[0].one("RolePolicy", "fleet-fetch"))
+
+    assert objects["Resource"] == "arn:aws:s3:::other-bucket/*"
+    assert "Condition" not in listing
+
+
+def test_credentials_come_from_stss_private_endpoint_or_from_the_nodes_agent() -> None:
+    network = site(STACK).network.cidr
+
+    assert fetcher("irsa", "s3://b-b-b/x")[1].egress == [Way(cidr=network, port=443)]
+    assert fetcher("pod-identity", "s3://b-b-b/x")[1].egress == [Way(cidr="169.254.170.23/32", port=80)]
 
 
 @pytest.mark.parametrize("kind", ["irsa", "pod-identity"])

@@ -7,6 +7,8 @@ import pulumi
 import pytest
 
 from components.clouds.azure.identity import Readers
+from components.clouds.base import Identity
+from planner.object_sources import object_source
 from tests.components.azure.storage_world import ISSUER, LUSTRE, Parts, build, models
 from tests.components.world import SUBSCRIPTION, Recorded
 
@@ -131,6 +133,57 @@ def test_prefixes_have_identities_of_their_own_however_alike_they_are() -> None:
     principals = {found.inputs["principalId"] for found in recorded.of("RoleAssignment")}
 
     assert len(conditions) == len(principals) == len(recorded.of("UserAssignedIdentity")) == 3
+
+
+ACCOUNT = (
+    "/subscriptions/89abcdef-89ab-cdef-0123-456789abcdef/resourceGroups/data"
+    "/providers/Microsoft.Storage/storageAccounts/weights1"
+)
+
+
+def fetchers(**sources: str) -> tuple[Recorded, dict[str, Identity]]:
+    """Accounts by name, each with a source in a container that the stack did not make."""
+    found: dict[str, Identity] = {}
+
+    def use(parts: Parts) -> None:
+        for name, text in sources.items():
+            source = object_source(text)
+            assert source is not None
+            found[name] = parts.readers.source_identity(
+                name, namespace="serving", service_account=name, source=source, account_id=ACCOUNT
+            )
+            pulumi.export(name, [resource.urn for resource in found[name].resources])
+            pulumi.export(f"{name}-annotations", dict(found[name].annotations))
+
+    return build(LUSTRE, models(), use), found
+
+
+def test_of_another_container_an_account_reads_what_lies_below_its_prefix() -> None:
+    recorded, found = fetchers(f="az://models@weights1/llama/8b")
+    right = recorded.one("RoleAssignment").inputs
+
+    assert right["scope"] == f"{ACCOUNT}/blobServices/default/containers/models"
+    # A role is known by the subscription of what it is a right to.
+    assert right["roleDefinitionId"].startswith("/subscriptions/89abcdef-")
+    assert right["roleDefinitionId"].endswith(READER)
+    assert holds(right["condition"], "read", "llama/8b/config.json")
+    assert not holds(right["condition"], "read", "llama/8b-chat/config.json")
+    assert recorded.one("FederatedIdentityCredential").inputs["subject"] == "system:serviceaccount:serving:f"
+    assert set(recorded.outputs["f"]) == {
+        recorded.one("RoleAssignment").urn,
+        recorded.one("FederatedIdentityCredential").urn,
+    }
+    (reader,) = recorded.of("UserAssignedIdentity")
+    assert recorded.outputs["f-annotations"] == {"azure.workload.identity/client-id": f"{reader.name}-clientId"}
+    assert found["f"].pod_labels == {"azure.workload.identity/use": "true"}
+
+
+def test_sources_have_identities_of_their_own_and_a_whole_container_no_condition() -> None:
+    recorded, _ = fetchers(a="az://models@weights1/llama", b="az://other@weights1/llama", c="az://models@weights1")
+    rights = {right.inputs["principalId"]: right.inputs.get("condition") for right in recorded.of("RoleAssignment")}
+
+    assert len(rights) == len(recorded.of("UserAssignedIdentity")) == 3
+    assert list(rights.values()).count(None) == 1
 
 
 def test_credentials_of_one_identity_are_made_one_after_another() -> None:

@@ -1,6 +1,7 @@
 """Service accounts read their own prefix of the model bucket, by their own names, and nothing else."""
 
 from components.clouds.base import Identity
+from planner.object_sources import object_source
 from tests.components.gcp.parts import NFS, NUMBER, PROJECT, Parts, build
 from tests.components.gcp.stacks import site
 from tests.components.world import Recorded
@@ -78,6 +79,41 @@ def test_rights_wait_for_the_cluster_and_pods_for_their_rights() -> None:
         assert cluster in recorded.one(kind).depends_on
     assert len(identity.resources) == 2
     assert not identity.annotations
+
+
+def fetcher(source: str) -> tuple[Recorded, Identity]:
+    """An account that reads a bucket which the stack did not make."""
+    found: list[Identity] = []
+    read = object_source(source)
+    assert read is not None
+
+    def use(parts: Parts) -> None:
+        account = parts.identities.read_source("fleet-f", namespace="serving", service_account="f", source=read)
+        found.append(account)
+
+    return build(site(NFS), use), found[0]
+
+
+def test_of_another_bucket_an_account_reads_what_lies_below_its_prefix() -> None:
+    recorded, identity = fetcher("gs://other-bucket/llama/8b")
+    right = recorded.one(LISTS)
+
+    assert right.inputs["bucket"] == "other-bucket"
+    assert right.inputs["role"] == "roles/storage.objectViewer"
+    assert right.inputs["member"] == f"{POOL}/subject/ns/serving/sa/f"
+    # The slash at the end keeps llama/8b-instruct out; the bucket itself is what a list is a list of.
+    assert right.inputs["condition"]["expression"] == (
+        'resource.name == "projects/_/buckets/other-bucket" || '
+        'resource.name.startsWith("projects/_/buckets/other-bucket/objects/llama/8b/")'
+    )
+    assert recorded.one("gcp:container/cluster:Cluster").urn in right.depends_on
+    assert not recorded.of(FOLDER), "nothing is made in a bucket of somebody else's"
+    assert len(identity.resources) == 1
+    assert {way.cidr for way in identity.egress} == {"169.254.169.254/32"}
+
+
+def test_a_whole_bucket_is_read_where_no_prefix_is_given() -> None:
+    assert "condition" not in fetcher("gs://other-bucket")[0].one(LISTS).inputs
 
 
 def test_nobody_is_given_anything_where_nobody_reads_the_bucket() -> None:

@@ -141,7 +141,7 @@ def test_everything_is_denied_but_dns_and_metrics(recorded: Recorded) -> None:
         "ingress": [
             {
                 "from": [{"namespaceSelector": {"matchLabels": {"tritonfleet.io/metrics": "true"}}}],
-                "ports": [{"port": 8002, "protocol": "TCP"}],
+                "ports": [{"port": port, "protocol": "TCP"} for port in (8002, 9000)],
             }
         ],
     }

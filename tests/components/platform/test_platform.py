@@ -65,6 +65,9 @@ class FakeCloud(Cloud):
     def identity(self, *_: object, **__: object) -> Identity:
         raise NotImplementedError
 
+    def source_reader(self, *_: object, **__: object) -> Identity:
+        raise NotImplementedError
+
     def volumes(self, *_: object, **__: object) -> Any:
         raise NotImplementedError
 

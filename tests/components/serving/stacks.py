@@ -12,12 +12,13 @@ import pulumi_kubernetes as kubernetes
 from pulumi_kubernetes.core.v1 import Namespace
 from pulumi_kubernetes.meta.v1 import ObjectMetaArgs
 
-from components.clouds.base import Autoscaling, Cloud, Identity, Volumes
+from components.clouds.base import Autoscaling, Cloud, Identity, Volumes, Way
 from components.platform.charts import ChartValues
 from components.platform.platform import Platform
 from components.serving import Serving, ServingArgs
 from planner.errors import Problem
 from planner.fleet import CloudPlan
+from planner.object_sources import ObjectSource
 from planner.plan import FleetPlan, ModelPlan, plan_values
 from planner.stack_file import read_stack_file
 from tests.components.world import Recorded, Registered, run
@@ -55,6 +56,16 @@ class StillCloud(Cloud):
         right = pulumi.CustomResource("test:index:Right", f"right-{name}", {}, pulumi.ResourceOptions(parent=self))
         return Identity(annotations={"cloud.example/reads": bucket_prefix}, resources=[right])
 
+    def source_reader(self, name: str, *, namespace: str, service_account: str, source: ObjectSource) -> Identity:
+        assert name == service_account
+        right = pulumi.CustomResource("test:index:Right", f"right-{name}", {}, pulumi.ResourceOptions(parent=self))
+        return Identity(
+            annotations={"cloud.example/reads": f"{source.bucket}/{source.prefix} in {namespace}"},
+            resources=[right],
+            pod_labels={"cloud.example/somebody": "true"},
+            egress=[Way(cidr="169.254.1.2/32", port=80)],
+        )
+
     def volumes(
         self, namespace: str, models: Sequence[ModelPlan], *, opts: pulumi.ResourceOptions | None = None
     ) -> Volumes:
@@ -87,6 +98,7 @@ def served(
     *,
     preview: bool = False,
     token: str | None = "hf_secret",
+    api_keys: str | None = None,
 ) -> Recorded:
     """What serving a plan registers."""
     whole = plan or planned()
@@ -100,8 +112,12 @@ def served(
         )
         platform = cast(Platform, SimpleNamespace(namespace="tritonfleet", ready=[ready]))
         secret = pulumi.Output.secret(token) if token else None
-        serving = Serving("serving", ServingArgs(cloud=cloud, platform=platform, plan=whole, hugging_face_token=secret))
+        serving = Serving(
+            "serving",
+            ServingArgs(cloud=cloud, platform=platform, plan=whole, hugging_face_token=secret, api_keys=api_keys),
+        )
         pulumi.export("endpoints", serving.endpoints)
+        pulumi.export("generated", serving.generated_keys)
 
     return run(program, preview=preview)
 

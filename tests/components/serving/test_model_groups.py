@@ -166,8 +166,9 @@ def test_resources_are_the_plans_and_cpu_is_not_throttled(stack: str) -> None:
             assert limits[serving.pool.gpu_resource] == str(serving.gpus_per_pod)
             assert {name: requests[name] for name in limits} == limits
             assert set(requests) - set(limits) == {"cpu"}
-            assert millis(requests["cpu"]) == serving.cpu_millis
-            assert mebibytes(limits["memory"]) == serving.memory_mib
+            frontend = "initContainers" in template["spec"]
+            assert millis(requests["cpu"]) == serving.cpu_millis - frontend * serving.frontend_cpu_millis
+            assert mebibytes(limits["memory"]) == serving.memory_mib - frontend * serving.frontend_memory_mib
             (shm,) = [v["emptyDir"] for v in template["spec"]["volumes"] if v["name"] == "shm"]
             assert shm["medium"] == "Memory"
             assert mebibytes(shm["sizeLimit"]) == serving.shm_mib
@@ -219,7 +220,7 @@ def test_only_the_backend_that_loads_a_checkpoint_itself_sees_the_bucket() -> No
 
 def test_each_model_has_a_token_of_its_own() -> None:
     recorded = served(planned(MIG))
-    passwords = recorded.of("RandomPassword")
+    passwords = recorded.of("RandomPassword", "-token")
     names = {model.name for model in planned(MIG).models}
 
     assert len(passwords) == len(names)
@@ -234,7 +235,7 @@ def test_each_model_has_a_token_of_its_own() -> None:
         (password,) = [urn for urn in secret.depends_on if "RandomPassword" in urn]
         assert password.endswith(f"serving-{name}-token")
         leader = templates(recorded, name)["leader"]["spec"]
-        mounted = [v["secret"] for v in leader["volumes"] if "secret" in v]
+        mounted = [v["secret"] for v in leader["volumes"] if v["name"] == "token"]
         assert mounted == [{"secretName": secret.inputs["metadata"]["name"], "defaultMode": 0o440}]
 
 

@@ -2,13 +2,15 @@
 
 from ipaddress import ip_address, ip_network
 
+import pytest
+
 from tests.components.serving.stacks import (
     EXAMPLES,
     LARGE,
     TWO_REPLICAS,
     Values,
+    container,
     every_template,
-    fetch_of,
     planned,
     served,
     templates,
@@ -36,13 +38,13 @@ def test_a_service_selects_the_leaders_of_its_model_and_stays_inside() -> None:
     )
     assert service["spec"]["type"] == "ClusterIP"
     assert service["spec"]["selector"] == LEADERS
-    leader = templates(recorded, "llama-405b")["leader"]["spec"]["containers"][0]
-    named = {port["name"]: port["containerPort"] for port in leader["ports"]}
-    assert {port["name"]: port["port"] for port in service["spec"]["ports"]} == {
-        name: named[name] for name in ("http", "grpc", "metrics")
-    }
+    leader = templates(recorded, "llama-405b")["leader"]
+    ports = [port for name in ("frontend", "triton") for port in container(leader, name)["ports"]]
+    named = {port["name"]: port["containerPort"] for port in ports}
+    given = [(port["name"], port["port"]) for port in service["spec"]["ports"]]
+    assert given == [(name, named[name]) for name in ("openai", "http", "grpc", "metrics")]
     assert all(port["targetPort"] == port["name"] for port in service["spec"]["ports"])
-    assert recorded.outputs["endpoints"] == {"llama-405b": "http://llama-405b.tritonfleet.svc:8000"}
+    assert recorded.outputs["endpoints"] == {"llama-405b": "http://llama-405b.tritonfleet.svc:9000/v1"}
 
 
 def test_pulumi_waits_for_no_endpoint() -> None:
@@ -73,17 +75,18 @@ def test_clients_reach_leaders_for_requests_only() -> None:
     assert spec["policyTypes"] == ["Ingress"]
     (rule,) = spec["ingress"]
     assert rule["from"] == [{"namespaceSelector": {"matchLabels": {"tritonfleet.io/client": "true"}}}]
-    assert rule["ports"] == [{"port": 8000, "protocol": "TCP"}, {"port": 8001, "protocol": "TCP"}]
+    assert rule["ports"] == [{"port": port, "protocol": "TCP"} for port in (9000, 8000, 8001)]
 
 
-def test_only_a_fetch_leaves_the_cluster_and_not_for_instance_metadata() -> None:
+@pytest.mark.parametrize(("job", "name"), [("-weights-", "weights-fetch"), ("-environment-", "environment")])
+def test_only_what_fetches_leaves_the_cluster_and_not_for_instance_metadata(job: str, name: str) -> None:
     recorded = served(planned(LARGE))
-    (one,) = [p for p in recorded.of("NetworkPolicy") if "ipBlock" in repr(p.inputs)]
-    spec = one.inputs["spec"]
+    assert len([p for p in recorded.of("NetworkPolicy") if "ipBlock" in repr(p.inputs)]) == 2
+    spec = recorded.one("NetworkPolicy", job).inputs["spec"]
     chosen = spec["podSelector"]["matchLabels"].items()
     leaving = [t for t in every_template(recorded) if chosen <= t["metadata"]["labels"].items()]
-    assert leaving == [fetch_of(recorded).inputs["spec"]["template"]], "no pod that builds or serves"
-    assert leaving[0]["metadata"]["labels"]["app.kubernetes.io/name"] == "weights-fetch"
+    assert leaving == [recorded.one("Job", job).inputs["spec"]["template"]], "no pod that builds or serves"
+    assert leaving[0]["metadata"]["labels"]["app.kubernetes.io/name"] == name
     assert spec["policyTypes"] == ["Egress"]
     (rule,) = spec["egress"]
     assert rule["ports"] == [{"port": 443, "protocol": "TCP"}]

@@ -6,7 +6,18 @@ import pytest
 
 from components.serving.labels import GROUP_INDEX_LABEL, SET_LABEL, set_name
 from tests.cluster.control_plane import ControlPlane, control_plane
-from tests.components.serving.stacks import EXAMPLES, LARGE, Values, every_template, objects, planned, served, templates
+from tests.components.serving.stacks import (
+    EXAMPLES,
+    LARGE,
+    Values,
+    every_template,
+    fetch_of,
+    objects,
+    planned,
+    served,
+    templates,
+    with_source,
+)
 
 NAMESPACE = "tritonfleet"
 
@@ -40,6 +51,15 @@ def test_all_objects_and_pods_are_admitted_without_a_warning(cluster: ControlPla
     cluster.apply(accounts(every_template(recorded)))
     for template in every_template(recorded):
         assert cluster.refusal([pod(template)]) == ""
+
+
+def test_a_pod_that_reads_a_bucket_as_somebody_is_admitted_like_the_others(cluster: ControlPlane) -> None:
+    recorded = served(with_source(planned(LARGE), "s3://elsewhere/llama"))
+    known = [one.inputs for one in objects(recorded) if one.inputs["kind"] != "LeaderWorkerSet"]
+    assert cluster.refusal(known) == ""
+    template = fetch_of(recorded).inputs["spec"]["template"]
+    cluster.apply(accounts([template]))
+    assert cluster.refusal([pod(template)]) == ""
 
 
 def test_a_pod_that_could_gain_rights_would_be_refused(cluster: ControlPlane) -> None:

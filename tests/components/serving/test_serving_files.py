@@ -81,6 +81,8 @@ def test_all_are_immutable_and_outlive_the_plan_that_made_them() -> None:
 
     assert {map_.inputs["metadata"]["name"].rsplit("-", 1)[0] for map_ in maps} == {
         "runtime",
+        "frontend",
+        "requirements",
         "llama-405b-repository",
         "engine",
     }

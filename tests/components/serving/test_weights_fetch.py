@@ -9,10 +9,12 @@ from pulumi_kubernetes.batch.v1 import Job
 
 from components.platform.namespaces import limits
 from components.serving import jobs
+from components.serving.environment import FOLDER, environment_name
 from components.serving.weights_fetch import deadline_seconds, fetched
 from planner.clouds import cloud_facts
 from planner.plan import FleetPlan
 from planner.sources import checkpoint_folder
+from planner.versions import PYTHON_IMAGE
 from tests.components.serving.stacks import (
     EXAMPLES,
     LARGE,
@@ -64,8 +66,18 @@ def test_the_source_is_fetched_whole_into_the_shared_file_system() -> None:
     claim = {"claimName": "engines-rw", "readOnly": False}
     assert {"name": "shared", "persistentVolumeClaim": claim} in pod(recorded)["volumes"]
     assert {"name": "shared", "mountPath": "/shared", "readOnly": False} in fetch["volumeMounts"]
-    assert fetch["workingDir"] == variables(fetch)["PYTHONPATH"] == "/opt/tritonfleet"
-    assert fetch["image"] == build_of(recorded).inputs["spec"]["template"]["spec"]["containers"][0]["image"]
+    assert fetch["workingDir"] == "/opt/tritonfleet"
+
+
+def test_the_fetch_runs_in_the_small_image_with_the_packages_installed_before() -> None:
+    recorded = served(planned(LARGE))
+    (fetch,) = pod(recorded)["containers"]
+    installation = recorded.one("Job", "-environment-")
+
+    assert fetch["image"] == PYTHON_IMAGE
+    assert variables(fetch)["PYTHONPATH"] == f"/opt/tritonfleet:{FOLDER}/{environment_name()}"
+    assert FOLDER.startswith("/shared/"), "which the pod mounts"
+    assert installation.urn in fetch_of(recorded).depends_on
 
 
 def test_engines_of_one_source_share_its_fetch_and_wait_for_it() -> None:
@@ -202,8 +214,10 @@ def other_image(plan: FleetPlan) -> FleetPlan:
     return replace(plan, infrastructure=replace(site, images=images))
 
 
-def test_another_image_leaves_a_fetch_alone() -> None:
-    before, after = fetch_of(served(planned(SMALL))), fetch_of(served(other_image(planned(SMALL))))
+def test_another_image_leaves_a_fetch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fetch_of(served(planned(SMALL)))
+    monkeypatch.setattr("components.serving.serving.mirrored", lambda *_: "r.example/python:3.13")
+    after = fetch_of(served(planned(SMALL)))
 
     assert before.inputs["spec"] != after.inputs["spec"], "or the change would prove nothing"
     assert before.urn == after.urn
@@ -249,7 +263,7 @@ def test_another_file_system_begins_every_job_anew_and_nothing_else_does(monkeyp
         return replace(planned(LARGE), infrastructure=replace(site, storage=replace(site.storage, **change)))
 
     before = jobs_and_options(planned(LARGE), monkeypatch)
-    assert len(before) == 2, "a fetch and a build"
+    assert len(before) == 3, "an installation, a fetch and a build"
     assert all(options == [f'metadata.annotations["{key}"]'] for _, options in before.values())
 
     for plan in (planned(LARGE, on_nfs), moved(zone="elsewhere-1a")):
@@ -295,6 +309,49 @@ def test_the_deadline_is_the_checkpoints_and_not_the_engines() -> None:
     assert deadline_seconds(planned("aws-llama-405b-fp8").models) == deadline_seconds(planned(LARGE).models)
 
 
+S3 = "s3://elsewhere/llama/405b"
+
+
+def test_weights_of_another_bucket_are_fetched_by_somebody_who_may_read_them() -> None:
+    recorded = served(with_source(planned(LARGE), S3))
+    fetch, spec = fetch_of(recorded), pod(recorded)
+    account = recorded.one("ServiceAccount", "-weights-")
+    right = recorded.one("test:index:Right")
+
+    assert fetch.inputs["spec"]["template"]["spec"]["containers"][0]["command"][3:5] == ["--source", S3]
+    assert "--anonymous" not in spec["containers"][0]["command"]
+    assert account.inputs["metadata"]["name"] == spec["serviceAccountName"]
+    assert account.inputs["metadata"]["annotations"] == {"cloud.example/reads": "elsewhere/llama/405b in tritonfleet"}
+    assert right.urn in account.depends_on
+    assert account.urn in fetch.depends_on
+    labels = fetch.inputs["spec"]["template"]["metadata"]["labels"]
+    assert labels["cloud.example/somebody"] == "true"
+    policy = recorded.one("NetworkPolicy", "-weights-").inputs["spec"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+    assert policy["egress"][1:] == [
+        {"to": [{"ipBlock": {"cidr": "169.254.1.2/32"}}], "ports": [{"port": 80, "protocol": "TCP"}]}
+    ]
+    build = build_of(recorded)
+    assert fetch.urn in build.depends_on
+    folder = checkpoint_folder(S3, planned(LARGE).models[0].config.revision or "")
+    assert f"/shared/checkpoints/{folder}" in build.inputs["spec"]["template"]["spec"]["containers"][0]["command"]
+
+
+def test_who_reads_a_bucket_knows_no_token_of_the_hub() -> None:
+    recorded = served(with_source(planned(LARGE), S3))
+
+    assert not recorded.of("Secret", "serving-hub")
+    (fetch,) = pod(recorded)["containers"]
+    assert not [name for name in variables(fetch) if name.startswith("HF_")]
+    assert "hugging-face" not in repr(pod(recorded))
+
+
+def test_a_source_of_the_hub_goes_only_where_it_went() -> None:
+    (rule,) = served().one("NetworkPolicy", "-weights-").inputs["spec"]["egress"]
+    (peer,) = rule["to"]
+    assert "169.254.0.0/16" in peer["ipBlock"]["except"]
+
+
 def test_weights_of_a_bucket_are_not_fetched() -> None:
     recorded = served(with_source(planned(LARGE), "bucket://llama/405b/"))
 
@@ -318,5 +375,5 @@ def test_the_quota_has_room_for_every_fetch_beside_all_groups(stack: str) -> Non
     plan = planned(stack)
     assert plan.infrastructure
     serving = sum(model.serving.replicas * model.serving.group_size for model in plan.models if model.serving)
-    fetches = len(served(plan).of("Job", "-weights-"))
+    fetches = len(served(plan).of("Job", "-weights-")) + len(served(plan).of("Job", "-environment-"))
     assert serving + fetches + len(plan.models) <= int(limits(plan.infrastructure)["pods"])
