@@ -203,7 +203,7 @@ def test_a_worker_that_is_told_to_end_lets_requests_end_first(launch: Callable[.
     slow.start()
     time.sleep(0.8)
     worker.process.send_signal(signal.SIGTERM)
-    until(lambda: leader.state()["phase"] == "stopping", "the leader is told")
+    until(lambda: leader.state()["phase"] == "draining", "the leader is told")
     assert "worker 1" in leader.state()["reason"]
     with pytest.raises((urllib.error.URLError, ConnectionError)):
         urllib.request.urlopen(f"http://{leader.state()['http']}/v2/health/ready", timeout=2)
