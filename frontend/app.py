@@ -53,7 +53,10 @@ class Admission:
         self.give(-count)
 
     def give(self, count: int) -> None:
+        was_busy = self.used > 0
         self.used -= count
+        if was_busy != (self.used > 0):
+            self._group.hold(busy=self.used > 0)
         metrics.in_flight.set(self.used)
 
 

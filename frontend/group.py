@@ -5,7 +5,9 @@ import fcntl
 import os
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -32,6 +34,7 @@ class Group:
 
     def __init__(self, state: Path | None, engine_ready: Callable[[], Awaitable[bool]]) -> None:
         self._state, self._engine_ready = state, engine_ready
+        self._held: BinaryIO | None = None
         self.refusal = None if state is None else ("the launcher has not said yet that the group is ready", RETURNS)
 
     def error(self) -> ApiError | None:
@@ -39,6 +42,19 @@ class Group:
         return (
             None if self.refusal is None else unavailable(f"{self.refusal[0]}: send the request again", self.refusal[1])
         )
+
+    def hold(self, *, busy: bool) -> None:
+        """While this frontend is busy its launcher, told to end, waits with the ranks for as long as it may.
+
+        It sees that by a shared lock, which goes with this process however that ends.
+        """
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+        if busy and self._state is not None:
+            with suppress(OSError):
+                self._held = self._state.with_name("in-flight").open("rb")
+                fcntl.lockf(self._held, fcntl.LOCK_SH)
 
     async def watch(self) -> None:
         """Follows the launcher for as long as the process lives."""

@@ -15,10 +15,11 @@ from runtime.generation import Generation
 from runtime.mpi import MpiRun
 from runtime.rank import HostSettings
 from runtime.rendezvous import ConnectionLost, Member, Message, Rendezvous, Timing
-from runtime.state import write_state
+from runtime.state import IN_FLIGHT, frontends_are_idle, write_state
 
 LONGEST_BACK_OFF_SECONDS = 60.0
 PROGRESS_SECONDS = 15.0
+IDLE_POLL_SECONDS = 0.05
 NOTICE_SECONDS = 0.25
 """From the state that says so to the drain itself. The frontend, which looks every 50 ms, refuses requests by then that
 Triton would refuse."""
@@ -80,6 +81,7 @@ class Leader:
         self.stopping.set()
 
     async def serve(self) -> None:
+        (self.plan.run_dir / IN_FLIGHT).touch()
         self._write_state()
         if self.plan.group_size > 1:
             await self._open_rendezvous()
@@ -224,8 +226,12 @@ class Leader:
         self._write_state()
         if drain:
             self.say(f"{phase}: no new requests; waiting for those in flight")
+            end = time.monotonic() + self.plan.drain_seconds
             await asyncio.sleep(NOTICE_SECONDS)
-            await generation.drain(self.plan.drain_seconds)
+            # Triton does not wait for the streams of decoupled models.
+            while not frontends_are_idle(self.plan.run_dir) and time.monotonic() < end:
+                await asyncio.sleep(IDLE_POLL_SECONDS)
+            await generation.drain(end - time.monotonic())
         await self._end(generation)
 
     async def _let_go(self, member: Member) -> None:

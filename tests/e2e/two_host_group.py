@@ -45,13 +45,13 @@ class TwoHostGroup:
             "source": str(tiny_llama.write(folder / "checkpoint")),
             "backend": "cpu",
             "tensor_parallel": 2,
-            "max_batch_size": STREAMS,
+            "max_batch_size": 2 * STREAMS,
             "max_seq_len": MAX_SEQ_LEN,
-            "serving": {"kv_cache_tokens": STREAMS * MAX_SEQ_LEN},
+            "serving": {"kv_cache_tokens": 2 * STREAMS * MAX_SEQ_LEN},
         }
         plan = plan_values({"cloud": "existing", "models": [model]}, base_dir=folder).models[0]
         self.prepared = prepare(plan, folder, folder / "state", lambda _: None)
-        # The frontend asks the engine; 64 processes of the BLS model would only take the processor from it.
+        # Nobody asks these, and the BLS model has a process for each request of a batch.
         for other in ("ensemble", "preprocessing", "postprocessing", "tensorrt_llm_bls"):
             shutil.rmtree(self.prepared.repository / other)
 
