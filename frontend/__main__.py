@@ -28,6 +28,9 @@ from frontend.text_engine import TextEngine
 from frontend.tokenizer import ModelTokenizer
 from frontend.tracing import Tracing, from_environment
 
+SEND_SECONDS = 5
+"""For clients that read slowly what is ready for them when the process ends."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
@@ -65,21 +68,22 @@ async def _serve(
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=1,
+        timeout_graceful_shutdown=SEND_SECONDS,
     )
     server = _Server(config)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     serving = asyncio.create_task(server.serve([listener]))
-    watching = asyncio.create_task(engine.watch())
+    watching = [asyncio.create_task(each) for each in (engine.watch(), frontend.group.watch())]
     waiting = asyncio.create_task(stopping.wait())
     print(f"serving {options.model} at http://{options.host}:{options.port}/v1", flush=True)
     await asyncio.wait([serving, waiting], return_when=asyncio.FIRST_COMPLETED)
     await frontend.drain(options.drain_seconds)
     server.should_exit = True
     await serving
-    watching.cancel()
+    for each in watching:
+        each.cancel()
     await engine.close()
 
 
@@ -113,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=9000, help="(default: %(default)s)")
     parser.add_argument("--api-keys", type=Path, metavar="FILE", help="see frontend/keys.py; re-read when it changes")
-    parser.add_argument("--state", type=Path, metavar="FILE", help="the launcher's state.json, for the page")
+    parser.add_argument("--state", type=Path, metavar="FILE", help="the launcher's state.json, to follow")
     parser.add_argument("--no-auth", action="store_true", help="serve anybody who can reach the address")
     parser.add_argument(
         "--max-sequences", type=int, default=256, metavar="N", help="running and waiting; more is 503 (default: 256)"

@@ -1,17 +1,21 @@
 """A real tritonserver with the stub engine behind the model repository, and the frontend's own process before it."""
 
 # pyright: basic
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from model_repo.render import render, write
 from planner.plan import plan_values
+from runtime.process_tree import die_with_parent
 from tests.model_repo.triton_process import TritonProcess
 from tests.ports import free_ports
 
@@ -43,6 +47,14 @@ def ended_requests(triton: TritonProcess) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@contextmanager
+def launcher_lock(run_dir: Path) -> Iterator[None]:
+    """Makes frontends take this process for the launcher whose state.json is in `run_dir`."""
+    with (run_dir / "lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        yield
+
+
 class FrontendProcess:
     """`python -m frontend` with these flags, ready when made."""
 
@@ -60,6 +72,8 @@ class FrontendProcess:
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, **(environment or {})},
+            # A test run that is interrupted must not leave it.
+            preexec_fn=die_with_parent,
         )
         if wait:
             self.wait_ready()

@@ -242,6 +242,27 @@ def test_a_stalled_engine_is_told_and_not_waited_for(own_triton, engine):
     frontend.stop()
 
 
+def test_a_drain_before_a_stalled_engine_is_told_in_band(own_triton, engine):
+    frontend = FrontendProcess(own_triton.ports[1], engine / "tokenizer", "--drain-seconds=0.2")
+    streams, streamed = in_background(frontend, slow(1000, 50, stream=True), 2)
+    wholes, whole = in_background(frontend, slow(1000, 50), 2)
+    wait_for_first_tokens(frontend, 4)
+    os.kill(own_triton.process.pid, signal.SIGSTOP)
+    try:
+        frontend.process.send_signal(signal.SIGTERM)
+        for thread in (*streams, *wholes):
+            thread.join(30)
+        assert frontend.process.wait(30) == 0
+    finally:
+        os.kill(own_triton.process.pid, signal.SIGCONT)
+    for response in streamed:
+        *_, event, done = [line for line in response.text.splitlines() if line]
+        assert json.loads(event[6:])["error"]["code"] == "shutting_down"
+        assert done == "data: [DONE]"
+    assert [response.status_code for response in whole] == [503, 503]
+    assert "Traceback" not in frontend.stop()
+
+
 def test_a_traced_request_is_served_on_a_stream_of_its_own(start_frontend):
     """Triton reads the parent of a trace from its stream's metadata."""
     frontend = start_frontend()
