@@ -23,7 +23,10 @@ MAY_DIFFER = {
         + r"(command\[--drain-seconds\]|lifecycle\.preStop\.sleep\.seconds)"
     ),
     "rate of the shared storage": CONTAINER + r"(startup|liveness)Probe\.failureThreshold",
-    "engine of the GPU": CONTAINER + r"command\[--engine\]|spec\.volumes\[models\]\.configMap\.name",
+    "engine of the GPU": (
+        CONTAINER + r"command\[--engine\]|spec\.initContainers\[frontend\]\.command\[--tokenizer\]"
+        r"|spec\.volumes\[models\]\.configMap\.name"
+    ),
 }
 """Why a field may differ -> which fields do."""
 

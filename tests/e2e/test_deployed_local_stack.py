@@ -125,9 +125,12 @@ def test_the_stack_builds_its_engine_and_answers_at_its_service(cluster: Cluster
         status, said = chat(cluster.hosts, base, f"sk-{TOKEN}", max_tokens=8)
         assert (status, "Kubernetes" in said) == (200, True), said
         assert chat(cluster.hosts, base, "sk-another", max_tokens=8)[0] == 401
-        used, limit = memory_mib(leader), int(leader.container["resources"]["limits"]["memory"].removesuffix("Mi"))
+        used, limit = memory_mib(leader.process), memory_limit(leader.container)
         print(f"{model.world_size} ranks use {used} MiB of {limit}")
         assert used < 0.8 * limit, "no room for a full KV cache"
+        used, limit = memory_mib(leader.sidecars["frontend"]), memory_limit(leader.manifest_of("frontend"))
+        print(f"the frontend uses {used} MiB of {limit}")
+        assert used < 0.5 * limit, "a container that is killed for memory takes its group along"
 
         status, seconds = leader.stop()
         assert status == 0, leader.said()
@@ -148,10 +151,15 @@ def post(cluster: Cluster, url: str, body: object) -> Any:
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=90).stdout)
 
 
-def memory_mib(pod: Pod) -> int:
-    """What the pod's processes hold, pages that several share counted once."""
-    assert pod.process is not None
-    inside = psutil.Process(pod.process.pid).children(recursive=True)
+def memory_limit(container: Object) -> int:
+    """In MiB."""
+    return int(container["resources"]["limits"]["memory"].removesuffix("Mi"))
+
+
+def memory_mib(container: "subprocess.Popen[bytes] | None") -> int:
+    """What a container's processes hold, pages that several share counted once."""
+    assert container is not None
+    inside = psutil.Process(container.pid).children(recursive=True)
     return sum(int(process.memory_full_info().pss) for process in inside) >> 20
 
 

@@ -30,6 +30,20 @@ def test_laptop_requirements_agree_with_the_pins_they_share() -> None:
     assert {name: local[name] for name in shared} == {name: versions.PYTHON_PACKAGES[name] for name in shared}
 
 
+def test_pods_have_the_laptops_versions() -> None:
+    pods, local = pins("requirements/pods.in"), pins("requirements/local.in") | pins("requirements/test.in")
+    # It has no wheels for the pods' Python, and the laptop's Triton needs it.
+    assert (pods.pop("numpy") or "").startswith("2.")
+    assert (local.pop("numpy") or "").startswith("1.26.")
+    assert {name: local.get(name) for name in pods} == pods
+
+
+def test_what_pods_install_is_what_is_asked_for() -> None:
+    installed = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements/pods.txt").read_text(), re.MULTILINE))
+    asked = pins("requirements/pods.in")
+    assert {name: installed.get(name) for name in asked} == asked
+
+
 def test_image_requirements_pin_tensorrt_llm_alone() -> None:
     image = pins("requirements-image.txt")
     assert image.pop("tensorrt-llm") == versions.TENSORRT_LLM == versions.TRITON_IMAGE.tensorrt_llm
