@@ -130,6 +130,7 @@ async def drain_once(frontend: FrontendProcess, tell: Callable[[], None]) -> tup
         return answers, await asking[0], took
 
 
+@pytest.mark.timeout(300 + 120 * ROUNDS)
 @pytest.mark.parametrize("way", ["SIGTERM", "spot notice"])
 def test_streams_end_whole_when_a_host_must_end_and_the_group_comes_back(
     group: TwoHostGroup, frontend: FrontendProcess, metadata: Metadata, whole: list[str], way: str
