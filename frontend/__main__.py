@@ -28,6 +28,8 @@ from frontend.text_engine import TextEngine
 from frontend.tokenizer import ModelTokenizer
 from frontend.tracing import Tracing, from_environment
 
+LAST_REQUESTS_SECONDS = 0.5
+"""From the last connection that is accepted to the last request that is answered."""
 SEND_SECONDS = 5
 """For clients that read slowly what is ready for them when the process ends."""
 
@@ -47,6 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 class _Server(uvicorn.Server):
     """Signals drain first; uvicorn alone would close its sockets at once, and cut every stream."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """First answers those who came just before: uvicorn alone would close connections without a request yet."""
+        for listening in self.servers:
+            listening.close()
+        await asyncio.sleep(LAST_REQUESTS_SECONDS)
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:

@@ -107,7 +107,7 @@ class Fleet:
                 await asyncio.sleep(0.1)
 
     def _launch(self, host: int) -> "subprocess.Popen[bytes]":
-        self.launched[host] = self.group.launch(host, *LAUNCHER, **{MARKER: self.marker})
+        self.launched[host] = self.group.launch(host, *LAUNCHER, env={MARKER: self.marker})
         return self.launched[host].process
 
     def _start_frontend(self) -> "subprocess.Popen[bytes]":

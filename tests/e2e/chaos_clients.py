@@ -1,6 +1,7 @@
 """Clients of the fleet in chaos.py. They know which ends of a request are proper, and write down all others."""
 
 import asyncio
+import json
 import random
 import signal
 import time
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx2
 import openai
+from openai.types import Completion
 
 from tests.e2e.chaos import Fleet
 from tests.e2e.two_host_group import ask, question
@@ -72,7 +74,7 @@ class Clients:
             client.stream("POST", "/v1/completions", json=question(*asked)) as response,
         ):
             if response.status_code != 200:
-                error = (await response.aread()) and response.json()["error"]
+                error = json.loads(await response.aread())["error"]
                 return self._error(response.status_code, dict(response.headers), error, in_band=False)
             async for _ in response.aiter_lines():
                 break
@@ -81,6 +83,7 @@ class Clients:
     async def _openai(self, asked: tuple[int, int]) -> str:
         body = question(*asked)
         extra = {"min_tokens": body.pop("min_tokens")}
+        chunk: Completion
         async with openai.AsyncOpenAI(base_url=f"{self.fleet.url}/v1", api_key="-", max_retries=0) as client:
             try:
                 text = ""

@@ -55,6 +55,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Generator[Fleet]:
         group.destroy()
 
 
+@pytest.mark.timeout(300 + 60 * FAULTS)
 def test_every_request_ends_properly_and_nothing_stays_behind(fleet: Fleet) -> None:
     ran = asyncio.run(chaos(fleet))
     print(f"\n{sum(ran.faults.values())} faults: " + ", ".join(f"{n} {name}" for name, n in ran.faults.most_common()))

@@ -4,8 +4,11 @@ DRAIN_ROUNDS=20 repeats it as often (-s shows the table).
 """
 
 import asyncio
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
@@ -14,9 +17,10 @@ from typing import Any
 import httpx2
 import pytest
 
+from runtime.process_tree import die_with_parent
 from runtime.spot_notice import ADDRESS_VARIABLE
-from tests.e2e.two_host_group import STREAMS, Answer, TwoHostGroup, ask, question
-from tests.frontend.serving import FrontendProcess
+from tests.e2e.two_host_group import MAX_SEQ_LEN, STREAMS, Answer, TwoHostGroup, ask, question
+from tests.frontend.serving import ROOT, FrontendProcess
 from tests.hosts import two_hosts
 from tests.ports import free_ports
 from tests.runtime.launched import Launched
@@ -91,30 +95,42 @@ async def refusals(client: httpx2.AsyncClient, over: asyncio.Event) -> list[Answ
     return told
 
 
+async def streams_through(client: httpx2.AsyncClient, numbers: range, tell: Callable[[], None]) -> list[Answer]:
+    """The answers of streams in flight when `tell` is called."""
+    begun, all_begun = set[int](), asyncio.Event()
+
+    async def stream(number: int) -> Answer:
+        def on_text() -> None:
+            begun.add(number)
+            if len(begun) == len(numbers):
+                all_begun.set()
+
+        return await ask(client, QUESTIONS[number], on_text)
+
+    streams = asyncio.gather(*map(stream, numbers))
+    await asyncio.wait_for(all_begun.wait(), 60)
+    tell()
+    return await streams
+
+
 async def drain_once(frontend: FrontendProcess, tell: Callable[[], None]) -> tuple[list[Answer], list[Answer], float]:
     """The answers of streams that `tell` came upon, what new requests were told meanwhile, and how long they took."""
     async with client_of(frontend) as client, client_of(frontend) as newcomers:
-        begun, all_begun, over = set[int](), asyncio.Event(), asyncio.Event()
+        over, told = asyncio.Event(), list[float]()
+        asking: list[asyncio.Task[list[Answer]]] = []
 
-        async def stream(number: int) -> Answer:
-            def on_text() -> None:
-                begun.add(number)
-                if len(begun) == STREAMS:
-                    all_begun.set()
+        def tell_and_ask() -> None:
+            tell()
+            told.append(time.monotonic())
+            asking.append(asyncio.create_task(refusals(newcomers, over)))
 
-            return await ask(client, QUESTIONS[number], on_text)
-
-        streams = asyncio.gather(*map(stream, range(STREAMS)))
-        await asyncio.wait_for(all_begun.wait(), 60)
-        tell()
-        told_at = time.monotonic()
-        asking = asyncio.create_task(refusals(newcomers, over))
-        answers = await streams
-        took = time.monotonic() - told_at
+        answers = await streams_through(client, range(STREAMS), tell_and_ask)
+        took = time.monotonic() - told[0]
         over.set()
-        return answers, await asking, took
+        return answers, await asking[0], took
 
 
+@pytest.mark.timeout(300 + 120 * ROUNDS)
 @pytest.mark.parametrize("way", ["SIGTERM", "spot notice"])
 def test_streams_end_whole_when_a_host_must_end_and_the_group_comes_back(
     group: TwoHostGroup, frontend: FrontendProcess, metadata: Metadata, whole: list[str], way: str
@@ -123,7 +139,7 @@ def test_streams_end_whole_when_a_host_must_end_and_the_group_comes_back(
 
     def start_worker() -> Launched:
         metadata.noticed.clear()
-        return group.launch(1, *flags, **{ADDRESS_VARIABLE: metadata.address})
+        return group.launch(1, *flags, env={ADDRESS_VARIABLE: metadata.address})
 
     worker = start_worker()
     frontend.wait_ready()
@@ -185,3 +201,65 @@ def test_a_spare_replica_takes_the_traffic(group: TwoHostGroup, frontend: Fronte
         assert alone.stop() == 0
     finally:
         spare.stop()
+
+
+def test_a_pod_whose_containers_are_told_to_end_at_once_cuts_nothing(group: TwoHostGroup, whole: list[str]) -> None:
+    ports = free_ports(3)
+    flags = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
+    launcher = group.launch(0, *DRAIN, *flags, group_size=1)
+    frontend = group.frontend(launcher, grpc_port=ports[1])
+    frontend.wait_ready()
+
+    def tell() -> None:
+        launcher.process.send_signal(signal.SIGTERM)
+        frontend.process.send_signal(signal.SIGTERM)
+
+    async def told() -> list[Answer]:
+        async with client_of(frontend) as client:
+            return await streams_through(client, range(16), tell)
+
+    try:
+        assert texts(asyncio.run(told())) == whole[:16]
+        assert (frontend.process.wait(20), launcher.process.wait(20)) == (0, 0)
+    finally:
+        frontend.stop()
+
+
+def test_fleet_serve_cuts_nothing_when_it_is_told_to_end(group: TwoHostGroup) -> None:
+    """Its frontend, a process of its own, is told last, when nothing is in flight any more."""
+    state, ports = group.folder / "serve", free_ports(4)
+    stack = group.folder / "Pulumi.tiny.yaml"
+    source = group.folder / "checkpoint"
+    model = {"name": "tiny", "source": str(source), "backend": "cpu", "max_batch_size": 4, "max_seq_len": MAX_SEQ_LEN}
+    stack.write_text(json.dumps({"config": {"tritonfleet:cloud": "existing", "tritonfleet:models": [model]}}))
+    names = ("http", "grpc", "metrics", "frontend")
+    flags = [f"--{name}-port={port}" for name, port in zip(names, ports, strict=True)]
+    command = [sys.executable, "-m", "fleet", "serve", str(stack), f"--state-dir={state}", *flags]
+    process = subprocess.Popen(command, cwd=ROOT, preexec_fn=die_with_parent)
+
+    async def told() -> tuple[list[Answer], Answer]:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{ports[-1]}", timeout=60) as client:
+            while not await answers_ready(client):
+                assert process.poll() is None
+                await asyncio.sleep(0.1)
+            streams = asyncio.create_task(streams_through(client, range(4), process.terminate))
+            while await answers_ready(client):
+                await asyncio.sleep(0.02)
+            refused = await ask(client, QUESTIONS[0])
+            assert not streams.done()
+            return await streams, refused
+
+    try:
+        answers, refused = asyncio.run(told())
+        assert len(set(texts(answers))) == 4
+        assert (refused.status, (refused.error or {}).get("code")) == (503, "shutting_down")
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+
+
+async def answers_ready(client: httpx2.AsyncClient) -> bool:
+    try:
+        return (await client.get("/readyz")).status_code == 200
+    except httpx2.TransportError:
+        return False

@@ -55,7 +55,7 @@ class TwoHostGroup:
         for other in ("ensemble", "preprocessing", "postprocessing", "tensorrt_llm_bls"):
             shutil.rmtree(self.prepared.repository / other)
 
-    def launch(self, host: int, *flags: str, group_size: int = 2, **env: str) -> Launched:
+    def launch(self, host: int, *flags: str, group_size: int = 2, env: dict[str, str] | None = None) -> Launched:
         """The launcher on that host, the first being the leader's; with its host's former state and logs."""
         directory = self.folder / f"host{host}-of-{group_size}"
         directory.mkdir(exist_ok=True)
@@ -68,7 +68,7 @@ class TwoHostGroup:
         prepared = self.prepared
         files = ["--model-repository", str(prepared.repository), "--engine", str(prepared.engine)]
         arguments = [*files, "--token-file", f"{directory}/token", *HEARTBEAT, *flags]
-        self.started.append(Launched(directory, arguments, place | env, self.hosts.prefix(host)))
+        self.started.append(Launched(directory, arguments, place | (env or {}), self.hosts.prefix(host)))
         return self.started[-1]
 
     def frontend(self, leader: Launched, *flags: str, grpc_port: int = GRPC_PORT) -> FrontendProcess:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -242,6 +243,24 @@ def test_a_stalled_engine_is_told_and_not_waited_for(own_triton, engine):
     frontend.stop()
 
 
+def test_who_connected_before_the_end_is_answered(start_frontend):
+    frontend = start_frontend()
+
+    def is_refused() -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", frontend.port)).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    with socket.create_connection(("127.0.0.1", frontend.port), timeout=10) as early:
+        frontend.process.send_signal(signal.SIGTERM)
+        wait_for(is_refused)
+        early.sendall(b"GET /readyz HTTP/1.1\r\nHost: early\r\n\r\n")
+        assert early.recv(4096).startswith(b"HTTP/1.1 503")
+    assert frontend.process.wait(10) == 0
+
+
 def test_a_drain_before_a_stalled_engine_is_told_in_band(own_triton, engine):
     frontend = FrontendProcess(own_triton.ports[1], engine / "tokenizer", "--drain-seconds=0.2")
     streams, streamed = in_background(frontend, slow(1000, 50, stream=True), 2)
@@ -273,8 +292,6 @@ def test_a_traced_request_is_served_on_a_stream_of_its_own(start_frontend):
 
 def test_a_port_that_is_taken_is_refused(engine):
     (port,) = free_ports(1)
-    import socket
-
     with socket.create_server(("127.0.0.1", port)):
         frontend = FrontendProcess(1, engine / "tokenizer", f"--port={port}", wait=False)
         assert frontend.process.wait(30) == 2

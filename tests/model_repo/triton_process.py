@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as grpc
 
+from runtime.process_tree import die_with_parent
 from runtime.triton import Endpoints, find_triton, rank_command
 from tests.ports import free_ports
 
@@ -45,6 +46,8 @@ class TritonProcess:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **triton.environment, "PATH": path},
                 start_new_session=True,
+                # A test run that is interrupted must not leave it.
+                preexec_fn=die_with_parent,
             )
 
     def wait_ready(self, seconds: float = 60) -> "TritonProcess":
