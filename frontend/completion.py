@@ -80,7 +80,9 @@ class Sequence:
                     elif final:
                         finish = "stop" if ended or self.tokens < asked.max_tokens else "length"
                         piece += stops.flush()
-                    drawn = [LogProb(model.tokenizer.token(i), p) for i, p in zip(ids, log_probs, strict=False)]
+                    drawn = list[LogProb]()
+                    if log_probs:
+                        drawn = [LogProb(model.tokenizer.token(i), p) for i, p in zip(ids, log_probs, strict=False)]
                     self.finish = finish
                     if piece or drawn or finish:
                         yield Piece(piece, drawn, finish)

@@ -22,6 +22,9 @@ aio: Any = grpc.aio
 Metadata = tuple[tuple[str, str], ...]
 SERVICE = "/inference.GRPCInferenceService/"
 STOP_SECONDS = 5.0
+ID_BYTES = 4
+RAW_OUTPUT_CONTENTS_TAG = b"\x32"
+"""Field 6 of ModelInferResponse, the last: protobuf writes fields in the order of their numbers."""
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -70,7 +73,8 @@ class Engine:
         self._stream = self._channel.stream_stream(
             SERVICE + "ModelStreamInfer",
             request_serializer=pb.ModelInferRequest.SerializeToString,
-            response_deserializer=pb.ModelStreamInferResponse.FromString,
+            # As bytes: see Answer.tokens.
+            response_deserializer=None,
         )
         self._ready = self._channel.unary_unary(
             SERVICE + "ModelReady",
@@ -130,10 +134,15 @@ class Answer:
         self._engine, self._request, self._metadata = engine, request, metadata
         self._call: Any = None
         self._finals = 1  # to come: the generation's, and that of a stop request
+        self._usual: bytes | None = None
         self.stopped = False
 
     async def tokens(self) -> AsyncGenerator[Tokens, None]:
-        """As they come, until the end or a stop; closed early, the engine is told to stop. Raises ApiError."""
+        """As they come, until the end or a stop; closed early, the engine is told to stop. Raises ApiError.
+
+        Replies of one token are alike in all but their last four bytes, which are its id. So after one has been parsed,
+        the next are compared with it: parsing each would cost more than turning it into text.
+        """
         if self.stopped:
             return
         engine = self._engine
@@ -142,15 +151,22 @@ class Answer:
         try:
             await call.write(self._request)
             while self._finals:
-                reply = await call.read()
-                if reply is aio.EOF:
+                raw = await call.read()
+                if raw is aio.EOF:
                     raise unavailable("the engine ended the stream: send the request again", "engine_unavailable")
                 engine.heard[call] = time.monotonic()
+                if raw[:-ID_BYTES] == self._usual:
+                    if not self.stopped:
+                        yield Tokens([int.from_bytes(raw[-ID_BYTES:], "little", signed=True)], [], False)
+                    continue
+                reply = _parsed(raw)
                 final = self._count(reply)
                 if self.stopped:
                     continue
                 if reply.error_message:
                     raise _engine_error(reply.error_message)
+                if not final and _is_one_token(raw, reply.infer_response):
+                    self._usual = raw[:-ID_BYTES]
                 yield self._tokens(reply.infer_response, final)
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
             raise _lost(error) from None
@@ -188,10 +204,10 @@ class Answer:
                     self._finals += 1
                     await self._send_stop(call)
                 while self._finals:
-                    reply = await call.read()
-                    if reply is aio.EOF:
+                    raw = await call.read()
+                    if raw is aio.EOF:
                         return
-                    self._count(reply)
+                    self._count(_parsed(raw))
         except (grpc.RpcError, asyncio.InvalidStateError, TimeoutError):
             call.cancel()
         else:
@@ -267,6 +283,21 @@ def _stop_message(model: str, request_id: str) -> Any:
 def add_tensor(request: Any, name: str, datatype: str, raw: bytes, count: int = 1) -> None:
     request.inputs.add(name=name, datatype=datatype, shape=(1, count))
     request.raw_input_contents.append(raw)
+
+
+def _parsed(raw: bytes) -> Any:
+    return pb.ModelStreamInferResponse.FromString(raw)
+
+
+def _is_one_token(raw: bytes, response: Any) -> bool:
+    """Whether the last bytes of a message are its raw_output_contents, and these the id of one token."""
+    contents = response.raw_output_contents
+    return (
+        len(contents) == 1
+        and response.outputs[0].name == "output_ids"
+        and raw.endswith(RAW_OUTPUT_CONTENTS_TAG + bytes((ID_BYTES,)) + contents[0])
+        and len(contents[0]) == ID_BYTES
+    )
 
 
 def _tokens(response: Any, final: bool) -> Tokens:

@@ -1,6 +1,7 @@
 """The model's tokenizer and chat template, from the tokenizer folder of its engine."""
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 from frontend.errors import ApiError, Refusal
 
 REPLACEMENT = "\ufffd"
+CACHED_TOKENS = 1 << 16
 
 
 class ModelTokenizer:
@@ -44,6 +46,8 @@ class ModelTokenizer:
             )
         self._bos_id, self.end_id, self.pad_id = bos, end, end if pad is None else pad
         self._adds_bos = bos is not None and self._tokenizer.encode("").ids[:1] == [bos]
+        # Every token of an answer is decoded with the one before it, and then by itself.
+        self._one = lru_cache(CACHED_TOKENS)(self._decoded)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids; special tokens written in the text are parsed as such. A leading BOS is never doubled."""
@@ -56,6 +60,9 @@ class ModelTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """Text; bytes that are not (yet) a whole character come out as U+FFFD."""
+        return self._one(ids[0]) if len(ids) == 1 else self._decoded(*ids)
+
+    def _decoded(self, *ids: int) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def token(self, token_id: int) -> str:

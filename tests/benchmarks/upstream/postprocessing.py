@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
-        self.tokenizer = AutoTokenizer.from_pretrained(parameters["tokenizer_dir"]["string_value"])
+        library: Any = AutoTokenizer
+        self.tokenizer = library.from_pretrained(parameters["tokenizer_dir"]["string_value"])
         self.skip_special_tokens = parameters["skip_special_tokens"]["string_value"] == "true"
 
     def execute(self, requests: list[Any]) -> list[Any]:
