@@ -20,6 +20,8 @@ aio: Any = grpc.aio
 Metadata = tuple[tuple[str, str], ...]
 SERVICE = "/inference.GRPCInferenceService/"
 STOP_SECONDS = 5.0
+GONE = ("stopping", "not ready", "not found", "not healthy", "send the request again")
+"""Words of errors that say that the engine does not serve now, and nothing of the request."""
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -264,7 +266,7 @@ def _tokens(response: Any, final: bool) -> Tokens:
 def _engine_error(message: str) -> ApiError:
     if "maximum queue size" in message or "queue is full" in message:
         return unavailable(f"the engine's queue is full: {message}", "queue_full")
-    if any(word in message for word in ("stopping", "not ready", "not found", "send the request again")):
+    if any(word in message for word in GONE):
         return unavailable(f"the engine cannot serve now: {message}", "engine_unavailable")
     if "KV cache" in message:
         return ApiError(400, f"the request is larger than the engine: {message}", code="context_length_exceeded")
