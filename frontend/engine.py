@@ -25,6 +25,8 @@ STOP_SECONDS = 5.0
 ID_BYTES = 4
 RAW_OUTPUT_CONTENTS_TAG = b"\x32"
 """Field 6 of ModelInferResponse, the last: protobuf writes fields in the order of their numbers."""
+GONE = ("stopping", "not ready", "not found", "not healthy", "send the request again")
+"""Words of errors that say that the engine does not serve now, and nothing of the request."""
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -315,7 +317,7 @@ def _tokens(response: Any, final: bool) -> Tokens:
 def _engine_error(message: str) -> ApiError:
     if "maximum queue size" in message or "queue is full" in message:
         return unavailable(f"the engine's queue is full: {message}", "queue_full")
-    if any(word in message for word in ("stopping", "not ready", "not found", "send the request again")):
+    if any(word in message for word in GONE):
         return unavailable(f"the engine cannot serve now: {message}", "engine_unavailable")
     if unsupported := re.search(r"(\w+) is not supported by", message):
         return ApiError(400, message, param=unsupported[1], code="unsupported_parameter")

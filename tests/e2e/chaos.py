@@ -32,11 +32,11 @@ MARKER = "TRITONFLEET_CHAOS"
 
 @dataclass
 class Life:
-    """One start of a supervised process, in seconds of the monotonic clock. `how`: a fault's signal."""
+    """One start of a supervised process, in seconds of the monotonic clock. `killed`, `told`: when a fault did it."""
 
-    began: float
     ended: float = float("inf")
-    how: int | None = None
+    killed: float = float("inf")
+    told: float = float("inf")
 
 
 class Supervised:
@@ -45,7 +45,7 @@ class Supervised:
     def __init__(self, start: Callable[[], "subprocess.Popen[Any]"]) -> None:
         self._start = start
         self.process = start()
-        self.lives = [Life(time.monotonic())]
+        self.lives = [Life()]
 
     async def keep(self) -> None:
         while True:
@@ -53,12 +53,14 @@ class Supervised:
                 self.lives[-1].ended = time.monotonic()
                 await asyncio.sleep(0.2)
                 self.process = self._start()
-                self.lives.append(Life(time.monotonic()))
+                self.lives.append(Life())
             await asyncio.sleep(0.02)
 
     def signal(self, number: int) -> None:
-        if number in (signal.SIGKILL, signal.SIGTERM):
-            self.lives[-1].how = number
+        if number == signal.SIGKILL:
+            self.lives[-1].killed = time.monotonic()
+        elif number == signal.SIGTERM:
+            self.lives[-1].told = time.monotonic()
         self.process.send_signal(number)
 
     def stop(self) -> int:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-import signal
 import time
 from collections import Counter
 from typing import Any
@@ -17,7 +16,7 @@ from tests.e2e.two_host_group import ask, question
 
 BOUND_SECONDS = 30
 """A request that has no answer and no error by then hangs."""
-START_SECONDS = 15
+START_SECONDS = 30
 """What a frontend needs to start, on a busy machine."""
 QUESTIONS = [(number, tokens) for number in range(4) for tokens in (4, 40, 120)]
 
@@ -112,13 +111,14 @@ class Clients:
         return f"{'in-band' if in_band else status} {error['code']}"
 
     async def _broken(self, way: str, error: Exception, began: float) -> str:
-        """A connection may be refused where no frontend is, and break where one was killed."""
+        """A connection is refused from when a frontend is told to end until the next listens; only a kill breaks it."""
         await asyncio.sleep(0.5)  # until the supervisor knows
-        ended = [life for life in self.fleet.frontend.lives if began - START_SECONDS < life.ended < time.monotonic()]
+        lives, now = self.fleet.frontend.lives, time.monotonic()
         if isinstance(error, httpx2.ConnectError) or isinstance(error.__cause__, httpx2.ConnectError):
-            allowed, outcome = bool(ended), "refused: no frontend"
+            allowed = any(min(life.told, life.killed) < now and life.ended > began - START_SECONDS for life in lives)
+            outcome = "refused: no frontend"
         else:
-            allowed = any(life.how == signal.SIGKILL and life.ended > began for life in ended)
+            allowed = any(began < life.killed < now for life in lives)
             outcome = "broken: frontend killed"
         if not allowed:
             self.wrong.append(f"{way}: {error!r} while a frontend was there")

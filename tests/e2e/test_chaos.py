@@ -62,7 +62,7 @@ def test_every_request_ends_properly_and_nothing_stays_behind(fleet: Fleet) -> N
     print(f"{sum(ran.clients.outcomes.values())} requests, the longest took {ran.clients.longest:.1f} s")
     for name, count in ran.clients.outcomes.most_common():
         print(f"{count:>8} {name}")
-    assert ran.clients.wrong == []
+    assert not ran.clients.wrong, "\n".join(ran.clients.wrong)
     assert ran.clients.outcomes["whole answer"] > 10
     for name, first, last in zip(("frontend", "leader's launcher"), ran.first, ran.last, strict=True):
         print(

@@ -12,6 +12,7 @@ import threading
 import time
 
 import httpx2
+import psutil
 import pytest
 
 from tests.frontend.serving import ROOT, FrontendProcess, ended_requests, stub_repository
@@ -227,6 +228,21 @@ def test_a_dead_engine_is_503_and_a_stream_over_it_ends_with_an_error(own_triton
     assert httpx2.get(f"{frontend.url}/healthz").status_code == 200
     assert metric(frontend, "frontend_sequences_in_flight") == 0
     assert "Traceback" not in frontend.stop()
+
+
+def test_a_dead_model_process_behind_a_living_triton_is_503(own_triton, engine):
+    frontend = FrontendProcess(own_triton.ports[1], engine / "tokenizer", "--silence-seconds=1")
+    threads, responses = in_background(frontend, slow(1000, 50, stream=True), 1)
+    wait_for_first_tokens(frontend, 1)
+    (stub,) = psutil.Process(own_triton.process.pid).children()
+    stub.kill()
+    threads[0].join(30)
+    refused = post(frontend)
+
+    assert responses[0].text.endswith("data: [DONE]\n\n")
+    assert '"server_error"' in responses[0].text
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+    frontend.stop()
 
 
 def test_a_stalled_engine_is_told_and_not_waited_for(own_triton, engine):
