@@ -18,7 +18,7 @@ GO_BUILD = CGO_ENABLED=0 go build -mod=readonly -trimpath -o $@ -ldflags
 OBJECT_STORES ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tritonfleet/object-stores
 export OBJECT_STORES
 
-.PHONY: demo serve test check format setup control-plane object-stores clean
+.PHONY: demo serve test check format setup control-plane object-stores aiperf clean
 
 demo: .venv/local.stamp ## serve a real model over three ranks, ask it a question, show what ran where
 	$(RUN) -m fleet demo
@@ -61,6 +61,13 @@ $(OBJECT_STORES)/node_modules:
 	mkdir -p $(@D)
 	cp tests/runtime/tools/azurite/package*.json $(@D)
 	cd $(@D) && npm ci --ignore-scripts --no-audit --no-fund
+
+aiperf: .venv/aiperf/bin/aiperf ## NVIDIA's load generator, for its test and for `fleet bench` (800 MB)
+
+.venv/aiperf/bin/aiperf: requirements/aiperf.txt | .venv/bin/pip
+	$(PYTHON) -m venv .venv/aiperf
+	.venv/aiperf/bin/pip --disable-pip-version-check install --require-hashes -r requirements/aiperf.txt
+	@touch $@
 
 clean: ## remove the environment, engines and logs
 	rm -rf .venv .fleet
