@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx2
 import openai
-from openai.types import Completion
 
 from tests.e2e.chaos import Fleet
 from tests.e2e.two_host_group import ask, question
@@ -82,11 +81,11 @@ class Clients:
     async def _openai(self, asked: tuple[int, int]) -> str:
         body = question(*asked)
         extra = {"min_tokens": body.pop("min_tokens")}
-        chunk: Completion
         async with openai.AsyncOpenAI(base_url=f"{self.fleet.url}/v1", api_key="-", max_retries=0) as client:
             try:
                 text = ""
-                async for chunk in await client.completions.create(**body, extra_body=extra):
+                stream: Any = await client.completions.create(**body, extra_body=extra)
+                async for chunk in stream:
                     text += chunk.choices[0].text
             except openai.APIStatusError as error:
                 told: Any = error.body

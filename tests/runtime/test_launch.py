@@ -217,7 +217,7 @@ def test_requests_in_flight_end_before_the_ranks_do(launch: Callable[..., Launch
     answers: list[int] = []
     slow = threading.Thread(target=lambda: answers.append(group.ask(2000)))
     slow.start()
-    time.sleep(0.8)
+    group.until_asked(2000)
     group.process.send_signal(signal.SIGTERM)
     until(lambda: not is_ready(group), "no new requests", 5)
     assert not answers
@@ -241,7 +241,7 @@ def test_at_each_log_level_requests_in_flight_end_and_nothing_is_waited_for_long
     answers: list[int] = []
     slow = threading.Thread(target=lambda: answers.append(group.ask(2000)))
     slow.start()
-    time.sleep(0.8)
+    group.until_asked(2000)
     begun = time.monotonic()
     assert group.stop() == 0
     slow.join()
@@ -254,7 +254,7 @@ def test_a_second_signal_ends_everything_at_once(launch: Callable[..., Launched]
     group.ready()
     before = group.processes()
     threading.Thread(target=lambda: group.ask_ignoring_failure(8000), daemon=True).start()
-    time.sleep(0.8)
+    group.until_asked(8000)
     begun = time.monotonic()
     group.process.send_signal(signal.SIGINT)
     time.sleep(0.1)

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -56,7 +55,7 @@ def test_requests_in_flight_end_on_the_notice_and_then_the_ranks(
     # Longer than the longest pause between two questions.
     slow = threading.Thread(target=lambda: answers.append(group.ask(8000)))
     slow.start()
-    time.sleep(0.5)
+    group.until_asked(8000)
     metadata.noticed.set()
     until(lambda: group.state()["phase"] == "stopping", "the notice is heard", 10)
     assert not answers

@@ -207,9 +207,12 @@ def test_a_worker_that_is_told_to_end_lets_requests_end_first(launch: Callable[.
     leader.ready()
     before = all_processes(leader, worker)
     answers: list[int] = []
-    slow = threading.Thread(target=lambda: answers.append(leader.ask(4000 if busy else 1)))
+    asked = 4000 if busy else 1
+    slow = threading.Thread(target=lambda: answers.append(leader.ask(asked)))
     slow.start()
-    time.sleep(0.8)
+    leader.until_asked(asked)
+    if not busy:
+        slow.join()
     worker.process.send_signal(signal.SIGTERM)
     until(lambda: leader.state()["phase"] == "draining", "the leader is told")
     assert "worker 1" in leader.state()["reason"]
@@ -234,7 +237,7 @@ def test_a_second_signal_ends_a_worker_at_once(launch: Callable[..., Launched]) 
     leader.ready()
     left = all_processes(worker)
     threading.Thread(target=lambda: leader.ask_ignoring_failure(8000), daemon=True).start()
-    time.sleep(0.8)
+    leader.until_asked(8000)
     worker.process.send_signal(signal.SIGTERM)
     until(lambda: worker.state()["phase"] == "leaving", "the worker asks to leave")
     worker.process.send_signal(signal.SIGTERM)
