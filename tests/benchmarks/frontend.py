@@ -174,7 +174,8 @@ def report(rounds: list[dict[str, Figures]], as_json: bool) -> None:
         theirs = [best(each, "ensemble", "p50_ms") - engine for each, engine in zip(rounds, base, strict=True)]
         latencies = [median(of["p50_ms"], ".2f"), median(of["p99_ms"], ".2f")]
         if name != ENGINE:
-            times_lower = [other / mine for other, mine in zip(theirs, added, strict=True)]
+            # Less than 10 µs is no figure.
+            times_lower = [other / max(mine, 0.01) for other, mine in zip(theirs, added, strict=True)]
             latencies += [median(added, ".2f"), median(times_lower, ".1f")]
         rates.add_row(name, median(of["tokens_per_s"], ",.0f"), *ratios, *latencies)
         times.add_row(name, *(median(of[part], ".0f") for part in parts))
