@@ -62,7 +62,7 @@ $(OBJECT_STORES)/node_modules:
 	cp tests/runtime/tools/azurite/package*.json $(@D)
 	cd $(@D) && npm ci --ignore-scripts --no-audit --no-fund
 
-aiperf: .venv/aiperf/bin/aiperf ## NVIDIA's load generator, for its test and for `fleet bench` (800 MB)
+aiperf: .venv/aiperf/bin/aiperf ## NVIDIA's load generator, for its test and for `fleet bench` (900 MB)
 
 .venv/aiperf/bin/aiperf: requirements/aiperf.txt | .venv/bin/pip
 	$(PYTHON) -m venv .venv/aiperf

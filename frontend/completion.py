@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from frontend import metrics
 from frontend.detokenizer import StopStrings
-from frontend.engine import Engine, Generation, Metadata
+from frontend.engine import Engine, Metadata
 from frontend.errors import ApiError
 from frontend.formats import LogProb, Piece
+from frontend.messages import Generation
 from frontend.requests import ChatRequest, CompletionRequest
 from frontend.tokenizer import ModelTokenizer
 

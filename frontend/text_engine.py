@@ -4,8 +4,9 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from frontend.engine import Answer, Engine, Generation, Metadata, Tokens, add_numbers, add_tensor, pb
+from frontend.engine import Answer, Engine, Metadata, Tokens
 from frontend.errors import ApiError
+from frontend.messages import Generation, add_numbers, add_tensor, pb
 from frontend.tokenizer import ModelTokenizer
 
 LENGTH = 4

@@ -108,20 +108,17 @@ def test_the_trace_goes_on_through_triton(engine, collector, tmp_path):
         triton.wait_ready()
         frontend = FrontendProcess(triton.ports[1], engine / "tokenizer", environment=exporting(collector.url))
         try:
-            assert post(frontend, parent=f"00-{TRACE}-{CALLER}-01").status_code == 200
+            # Without a caller's, the trace begins in the frontend: Triton can have it from nowhere else.
+            assert post(frontend).status_code == 200
             (span,) = collector.wait_for(lambda service, _: service == SERVICE)
-            (triton_span,) = collector.wait_for(lambda _, span: span.parent_span_id in own_ids(collector))
+            (its,) = collector.wait_for(lambda service, span: service != SERVICE and span.name == "tensorrt_llm")
         finally:
             frontend.stop()
     finally:
         triton.stop()
 
-    assert triton_span.trace_id.hex() == TRACE
-    assert triton_span.parent_span_id == span.span_id
-
-
-def own_ids(collector) -> set[bytes]:
-    return {span.span_id for service, span in collector.spans if service == SERVICE}
+    assert its.trace_id == span.trace_id
+    assert its.start_time_unix_nano >= span.start_time_unix_nano
 
 
 def test_what_the_sampler_leaves_out_is_not_exported(start_frontend, collector):
