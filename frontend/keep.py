@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 
 CHECK_SECONDS, PATIENCE_SECONDS = 10.0, 60.0
 # Between two starts: longer each time that it did not last.
@@ -64,7 +65,7 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=CHECK_SECONDS) as response:
             return response.status == 200
-    except (OSError, ValueError):
+    except (OSError, HTTPException):
         return False
 
 

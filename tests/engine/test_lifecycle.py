@@ -34,6 +34,7 @@ def test_from_nothing_to_a_fleet_and_back(project: Project) -> None:
     assert outputs["kubeconfig"] == outputs["api_keys"] == "[secret]"
     assert project.preview() == []
 
+    rotates_keys_without_touching_pods(project)
     grow_behind_pulumis_back(project, nodes=3)
     assert project.preview() == [], "the size is the autoscaler's"
 
@@ -70,6 +71,18 @@ def test_from_nothing_to_a_fleet_and_back(project: Project) -> None:
     assert not kept & {urn for _, urn in events}
     assert_the_api_was_open_to_the_last(events)
     assert project.state() == []
+
+
+def rotates_keys_without_touching_pods(project: Project) -> None:
+    """The stack's own keys in the place of the one that was made, and then another one of them."""
+    for key, gone in (("sk-" + "a" * 40, {"RandomPassword"}), ("sk-" + "b" * 40, set[str]())):
+        project.pulumi("config", "set", "--secret", "--path", "tritonfleet:api_keys.team-a", key)
+        kinds = {(operation, urn.split("::")[2].rpartition(":")[2]) for operation, urn in project.preview()}
+        assert kinds == {("update", "Secret"), *(("delete", kind) for kind in gone)}
+        project.pulumi("up", "--yes", "--skip-preview")
+        project.events()
+        assert key not in project.pulumi("stack", "export")
+    assert project.preview() == []
 
 
 def grow_behind_pulumis_back(project: Project, *, nodes: int) -> None:
