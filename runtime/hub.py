@@ -65,7 +65,7 @@ def _hub(staging: Path) -> Any:
         raise Refusal(
             "the package huggingface_hub is not installed",
             "there is nothing to fetch with",
-            "run in the serving image, which has it, or `pip install huggingface_hub`",
+            "run `pip install huggingface_hub`; pods have it from requirements/pods.txt",
         ) from None
     return huggingface_hub
 

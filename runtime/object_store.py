@@ -174,7 +174,7 @@ def _obstore() -> Any:
         raise Refusal(
             "the package obstore is not installed",
             "object stores and folders cannot be read",
-            "run `pip install obstore`, or run in an image that has it (requirements-image.txt)",
+            "run `pip install obstore`; pods have it from requirements/pods.txt",
         ) from None
     return obstore
 

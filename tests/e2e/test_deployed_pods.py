@@ -218,9 +218,9 @@ def test_the_group_starts_answers_at_its_service_and_ends_in_time(world: World) 
 
         # The pods are deleted while requests are in flight; they still get their whole answers.
         with ThreadPoolExecutor(4) as pool:
-            long = pool.submit(ask, world, url, 100)
-            stream = pool.submit(chat, world.hosts, base, API_KEY, max_tokens=100, stream=True)
-            time.sleep(0.5)
+            long = pool.submit(ask, world, url, 48)
+            stream = pool.submit(chat, world.hosts, base, API_KEY, max_tokens=48, min_tokens=48, stream=True)
+            until_in_flight(world, f"http://{leader.address}:{leader.port('metrics')}/metrics", 2)
             ends = [pool.submit(pod.stop) for pod in (leader, worker)]
             assert len(long.result()) > len(answer)
             assert long.result().startswith(answer)
@@ -237,6 +237,15 @@ def test_the_group_starts_answers_at_its_service_and_ends_in_time(world: World) 
     finally:
         leader.destroy()
         worker.destroy()
+
+
+def until_in_flight(world: World, url: str, count: int) -> None:
+    """Waits until the engine computes that many requests."""
+    program = "import re, sys, time, urllib.request as u\n"
+    program += "while float(re.search(r'request_type=\"active\".*} (\\S+)', u.urlopen(sys.argv[1]).read().decode())[1])"
+    program += " < int(sys.argv[2]): time.sleep(0.05)"
+    command = ["ip", "netns", "exec", world.hosts.names[1], sys.executable, "-c", program, url, str(count)]
+    subprocess.run(command, check=True, timeout=60)
 
 
 def until_ready(pod: Pod) -> None:
@@ -334,4 +343,6 @@ def models(world: World, url: str) -> list[str]:
 def post(world: World, url: str, body: str) -> str:
     program = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], sys.argv[2].encode(), 60).read().decode())"
     command = ["ip", "netns", "exec", world.hosts.names[1], sys.executable, "-c", program, url, body]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=90).stdout
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
