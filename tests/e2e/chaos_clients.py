@@ -80,11 +80,18 @@ class Clients:
 
     async def _openai(self, asked: tuple[int, int]) -> str:
         body = question(*asked)
-        extra = {"min_tokens": body.pop("min_tokens")}
         async with openai.AsyncOpenAI(base_url=f"{self.fleet.url}/v1", api_key="-", max_retries=0) as client:
             try:
                 text = ""
-                stream: Any = await client.completions.create(**body, extra_body=extra)
+                stream = await client.completions.create(
+                    model=body["model"],
+                    prompt=body["prompt"],
+                    max_tokens=body["max_tokens"],
+                    temperature=body["temperature"],
+                    seed=asked[0],  # a greedy answer is the same with any
+                    stream=True,
+                    extra_body={"min_tokens": body["min_tokens"]},
+                )
                 async for chunk in stream:
                     text += chunk.choices[0].text
             except openai.APIStatusError as error:
