@@ -69,7 +69,7 @@ class CompletionResponse:
                 await self._choice(0, writer, pieces[0])
             else:
                 await self._all_choices(writer, pieces)
-            if not all(sequence.finish for sequence in self._sequences):
+            if not all(sequence.finished for sequence in self._sequences):
                 raise self._cut_off or unavailable("the client left", "client_left")
             usage = Usage(self._prompt_tokens, sum(sequence.tokens for sequence in self._sequences))
             if self._stream:
