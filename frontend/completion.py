@@ -49,6 +49,11 @@ class Sequence:
         self.finish: str | None = None
         self.stop = self._answer.stop
 
+    @property
+    def finished(self) -> bool:
+        """Whether it ended by itself, and not because it was stopped."""
+        return self.finish is not None
+
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The text as it comes; the last piece says why it ends, where it was not stopped. Raises ApiError."""
         model, asked = self._model, self._generation

@@ -75,7 +75,7 @@ class CompletionResponse:
             with suppress(TimeoutError):
                 async with asyncio.timeout(None) as self._generating:
                     await self._all_choices(writer, pieces)
-            if not all(sequence.finish for sequence in self._sequences):
+            if not all(sequence.finished for sequence in self._sequences):
                 raise self._cut_off or unavailable("the client left", "client_left")
             usage = Usage(self._prompt_tokens, sum(sequence.tokens for sequence in self._sequences))
             if self._stream:
