@@ -62,12 +62,11 @@ $(OBJECT_STORES)/node_modules:
 	cp tests/runtime/tools/azurite/package*.json $(@D)
 	cd $(@D) && npm ci --ignore-scripts --no-audit --no-fund
 
-aiperf: .venv/aiperf/bin/aiperf ## NVIDIA's load generator, for its test and for `fleet bench` (900 MB)
+aiperf: .venv/aiperf/bin/aiperf ## NVIDIA's load generator, for its test and for `fleet bench` (1.2 GB)
 
 .venv/aiperf/bin/aiperf: requirements/aiperf.txt | .venv/bin/pip
-	$(PYTHON) -m venv .venv/aiperf
+	$(PYTHON) -m venv --clear .venv/aiperf
 	.venv/aiperf/bin/pip --disable-pip-version-check install --require-hashes -r requirements/aiperf.txt
-	@touch $@
 
 clean: ## remove the environment, engines and logs
 	rm -rf .venv .fleet

@@ -18,7 +18,7 @@ REQUESTS, TOKENS, PAUSE_MS = 8, 12, 10
 @pytest.fixture
 def aiperf() -> Path:
     if not AIPERF.exists():
-        pytest.skip("no .venv/aiperf: `make aiperf` installs the load generator (900 MB)")
+        pytest.skip("no .venv/aiperf: `make aiperf` installs the load generator (1.2 GB)")
     return AIPERF
 
 
