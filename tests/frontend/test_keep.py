@@ -68,7 +68,10 @@ def kept(tmp_path: Path) -> Iterator[Kept]:
         until(lambda: "started" in made.said())
         yield made
     finally:
-        made.process.kill()
+        for process in (
+            [made.process, *psutil.Process(made.process.pid).children()] if made.process.poll() is None else []
+        ):
+            process.kill()
         made.process.wait()
 
 
