@@ -6,7 +6,8 @@ The engine is a stub: 128 tokens for each of 16 concurrent streams. First as fas
 see them, and the processor time that each process takes for a token. Then one token each 25 ms in every stream, the
 streams out of step: the time from the moment the engine gives a token to the moment a client has its text; "added" is
 what that is above the engine's own stream, which has no text. Every round runs all contenders one after another, and
-ratios are of one round, to the faster of upstream's two ways: Triton's HTTP, or gRPC with NVIDIA's client.
+ratios are of one round, to each of upstream's two ways: Triton's HTTP, and gRPC with NVIDIA's client; that of the added
+time is to the quicker one.
 """
 
 import argparse
@@ -40,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--own", action="store_true", help="this repository's ensemble and BLS in place of upstream's")
+    parser.add_argument("--engines", type=int, default=1, help="processes of the stub engine (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -48,6 +50,9 @@ def main() -> None:
         if not args.own:
             for path in Path(__file__).with_name("upstream").glob("*.py"):
                 (repository / path.stem / "1" / "model.py").write_bytes(path.read_bytes())
+        engine_config = repository / "tensorrt_llm" / "config.pbtxt"
+        text, _, rest = engine_config.read_text().partition("count: 1\n")
+        engine_config.write_text(f"{text}count: {args.engines}\n{rest}")
         triton = start(repository, Path(scratch) / "cache")
         try:
             frontend = FrontendProcess(triton.ports[1], engine / "tokenizer")
@@ -153,25 +158,26 @@ def report(rounds: list[dict[str, Figures]], as_json: bool) -> None:
         print(json.dumps(rounds, indent=2))
         return
     parts = [key for key in rounds[0][ENGINE] if key.endswith("_us")]
-    heads = ("", "tokens/s", "to ensemble", "to BLS", "p50", "p99", "added p50", "ensemble's to it")
+    base_lines = ("ensemble, HTTP", "ensemble, gRPC", "BLS, HTTP", "BLS, gRPC")
+    ratios_to = [f"to {line.replace(', ', ' ')}" for line in base_lines]
+    heads = ("", "tokens/s", *ratios_to, "p50", "p99", "added p50", "ensemble's to it")
     rates, times = Table(*heads, box=None), Table("µs a token", *(part.removesuffix("_us") for part in parts), box=None)
 
     def median(of: list[float], form: str) -> str:
         return format(statistics.median(of), form)
 
-    def best(each: dict[str, Figures], kind: str, key: str) -> float:
-        choose = max if key == "tokens_per_s" else min
-        return choose(figures[key] for name, figures in each.items() if name.startswith(kind))
+    def quickest_ensemble(each: dict[str, Figures]) -> float:
+        return min(figures["p50_ms"] for name, figures in each.items() if name.startswith("ensemble"))
 
     for name in rounds[0]:
         of = {key: [each[name][key] for each in rounds] for key in rounds[0][name]}
         ratios = (
-            median([each[name]["tokens_per_s"] / best(each, kind, "tokens_per_s") for each in rounds], ".2f")
-            for kind in ("ensemble", "BLS")
+            median([each[name]["tokens_per_s"] / each[line]["tokens_per_s"] for each in rounds], ".2f")
+            for line in base_lines
         )
         base = [each[ENGINE]["p50_ms"] for each in rounds]
         added = [mine - engine for mine, engine in zip(of["p50_ms"], base, strict=True)]
-        theirs = [best(each, "ensemble", "p50_ms") - engine for each, engine in zip(rounds, base, strict=True)]
+        theirs = [quickest_ensemble(each) - engine for each, engine in zip(rounds, base, strict=True)]
         latencies = [median(of["p50_ms"], ".2f"), median(of["p99_ms"], ".2f")]
         if name != ENGINE:
             # Less than 10 µs is no figure.
