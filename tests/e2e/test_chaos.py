@@ -23,7 +23,7 @@ from tests.e2e.two_host_group import TwoHostGroup, ask, question
 from tests.hosts import two_hosts
 from tests.runtime.launched import until
 
-FAULTS = int(os.environ.get("CHAOS_FAULTS", "10"))
+FAULTS = int(os.environ.get("CHAOS_FAULTS", "5"))
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
 CLIENTS, WARM_SECONDS = 8, 2
 MARGIN_BYTES, MARGIN_DESCRIPTORS = 24 << 20, 8
