@@ -41,7 +41,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--own", action="store_true", help="this repository's ensemble and BLS in place of upstream's")
-    parser.add_argument("--engines", type=int, default=1, help="processes of the stub engine (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -50,9 +49,6 @@ def main() -> None:
         if not args.own:
             for path in Path(__file__).with_name("upstream").glob("*.py"):
                 (repository / path.stem / "1" / "model.py").write_bytes(path.read_bytes())
-        engine_config = repository / "tensorrt_llm" / "config.pbtxt"
-        text, _, rest = engine_config.read_text().partition("count: 1\n")
-        engine_config.write_text(f"{text}count: {args.engines}\n{rest}")
         triton = start(repository, Path(scratch) / "cache")
         try:
             frontend = FrontendProcess(triton.ports[1], engine / "tokenizer")
