@@ -85,7 +85,7 @@ def frontend_arguments(model: ModelPlan, args: argparse.Namespace, prepared: Pre
         "model": model.name,
         "tokenizer": prepared.engine.resolve() / "tokenizer",
         "max-seq-len": model.config.max_seq_len,
-        "max-sequences": model.config.max_batch_size + model.config.serving.max_queue_size,
+        "max-sequences": model.config.max_sequences,
         "port": args.frontend_port,
         "state": prepared.run_dir / "state.json",
     }

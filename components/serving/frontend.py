@@ -77,7 +77,7 @@ class Frontend:
             "--model": self.model.name,
             "--tokenizer": f"{self.engine}/tokenizer",
             "--max-seq-len": str(config.max_seq_len),
-            "--max-sequences": str(config.max_batch_size + config.serving.max_queue_size),
+            "--max-sequences": str(config.max_sequences),
             "--api-keys": f"{keys.FOLDER}/{keys.FILE}",
             "--state": f"{pods.RUN}/state.json",
             "--drain-seconds": str(_DRAIN_SECONDS),
