@@ -90,7 +90,7 @@ def weight_format(model: ModelConfig, facts: ModelFacts) -> tuple[str, int | Non
 
 
 def on_gpu(stages: tuple[RankMemory, ...], model: ModelConfig) -> tuple[RankMemory, ...]:
-    """The same stages on another GPU or MIG slice, `model`'s: what they need does not depend on it, what is left does."""
+    """The same stages on `model`'s GPU or MIG slice: what they need does not depend on it, what is left does."""
     return tuple(replace(stage, **_room(model, stage)) for stage in stages)
 
 

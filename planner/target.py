@@ -19,6 +19,9 @@ DEFAULT_PROMPT_TOKENS, DEFAULT_OUTPUT_TOKENS, DEFAULT_CONTEXT_TOKENS = 1024, 256
 SPOT_TOLERANCE = 0.01
 """Default of `spot_tolerance`: 1 % of the time, or seven hours a month."""
 
+TTFT_MS, ITL_MS = 2000.0, 100.0
+"""Default latency limits: an answer begins within two seconds, and goes on faster than people read."""
+
 _LARGEST_TOKENS = 1 << 30
 _COST = "nothing was planned"
 
@@ -27,20 +30,22 @@ _COST = "nothing was planned"
 class Target:
     """Lengths in tokens, latencies in seconds, rates per second over all replicas, the budget in USD per month.
 
-    Without `output_tokens_per_s` one replica is planned, with as much to do as it can. `spot_tolerance` is the largest
-    expected share of the time that a replica may lose to interruptions; 0 means no spot. An empty `clouds`, `regions`
-    or `gpus` allows all. `time_to_first_token_s` is a 95th percentile; `inter_token_latency_s` is the mean over an
-    answer, which in a steady state is every answer's, so its 95th percentile over answers too.
+    Without `output_tokens_per_s` a group is planned, or the groups that fill a node, with as much to do as they can.
+    `spot_tolerance` is the largest expected share of the time that a replica may lose to interruptions; 0 means no
+    spot. An empty `clouds`, `regions`, `zones` or `gpus` allows all. `time_to_first_token_s` is a 95th percentile;
+    `inter_token_latency_s` is the mean over an answer, which in a steady state is every answer's, so its 95th
+    percentile over answers too.
     """
 
     prompt_tokens: int = DEFAULT_PROMPT_TOKENS
     output_tokens: int = DEFAULT_OUTPUT_TOKENS
     context_tokens: int = DEFAULT_CONTEXT_TOKENS
     output_tokens_per_s: float | None = None
-    time_to_first_token_s: float | None = None
-    inter_token_latency_s: float | None = None
+    time_to_first_token_s: float | None = TTFT_MS / 1000
+    inter_token_latency_s: float | None = ITL_MS / 1000
     clouds: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
+    zones: tuple[str, ...] = ()
     gpus: tuple[str, ...] = ()
     formats: tuple[str, ...] = FORMATS
     spot_tolerance: float = SPOT_TOLERANCE
@@ -86,15 +91,15 @@ class _Reader:
         tokens, requests = self.number("tokens_per_second"), self.number("requests_per_second")
         if tokens is not None and requests is not None:
             self.refuse("requests_per_second", "given beside --tokens-per-second", "give one of the two")
-        ttft, itl = self.number("ttft"), self.number("itl")
+        ttft, itl = self.latency("ttft", TTFT_MS), self.latency("itl", ITL_MS)
         clouds = self.names("cloud", tuple(CLOUDS))
         target = Target(
             prompt_tokens=prompt,
             output_tokens=output,
             context_tokens=context,
             output_tokens_per_s=tokens if requests is None else requests * output,
-            time_to_first_token_s=None if ttft is None else ttft / 1000,
-            inter_token_latency_s=None if itl is None else itl / 1000,
+            time_to_first_token_s=ttft,
+            inter_token_latency_s=itl,
             clouds=clouds,
             regions=self.names("region", tuple(name for cloud in clouds or CLOUDS for name in regions(cloud))),
             gpus=self.names("gpu", tuple(gpus())),
@@ -128,6 +133,13 @@ class _Reader:
             self.refuse(name, f"{shown(text)} is not a number above 0", f"for example {FLAGS[name]} 100")
             return None
         return number
+
+    def latency(self, name: str, default: float) -> float | None:
+        """Seconds; None for the word `none`."""
+        text = self.given.get(name)
+        if text == "none":
+            return None
+        return ((self.number(name) if text is not None else None) or default) / 1000
 
     def share(self, name: str, default: float) -> float:
         text = self.given.get(name)
