@@ -32,7 +32,7 @@ def edited(text: str, changes: Mapping[Place, object]) -> str:
         text = _changed(text, place, value)
         _apply(expected, place, value)
         # Whatever the layout was: what is written means what was meant, or it is not written.
-        if _loaded(text) != expected:
+        if not _means(text, expected):
             where = ".".join(map(str, place[1:]))
             raise Refusal(
                 f"{where} cannot be set without changing other settings", "nothing was written", f"set {where} by hand"
@@ -64,14 +64,21 @@ def _loaded(text: str) -> Any:
         return YAML(typ="safe", pure=True).load(text)  # pyright: ignore[reportUnknownMemberType]
 
 
+def _means(text: str, expected: object) -> bool:
+    try:
+        return _loaded(text) == expected
+    except Exception:  # ruamel raises many types for text that is no YAML
+        return False
+
+
 def _apply(document: Any, place: Place, value: object) -> None:
     *parents, last = place
     for key in parents:
         document = document[key]
     if value is REMOVE:
         document.pop(last, None)
-    elif isinstance(document, list) and last == len(document):  # pyright: ignore[reportUnknownArgumentType]
-        document.append(value)  # pyright: ignore[reportUnknownMemberType]
+    elif last == len(document):
+        document.append(value)
     else:
         document[last] = value
 
