@@ -50,6 +50,8 @@ def run_seconds(run: Run, seconds: Seconds) -> float:
             running += started
             finish_sum += started * (now + run.output_tokens)
             waiting -= started
+        if not finishing:
+            break
         held = running * (run.prompt_tokens + run.output_tokens + now) - finish_sum
         context = held / running + piece / 2
         elapsed += piece * seconds(running, context, started * run.prompt_tokens / piece)
