@@ -1,8 +1,8 @@
 """Runs inside .venv/aiconfigurator: times of iterations from NVIDIA's measured kernels. JSON on stdin, JSON on stdout.
 
-In: a list of {"config": a Hugging Face config.json, "system", "tensor_parallel", "pipeline_parallel", "linear", "experts",
-"kv_cache": aiconfigurator's words, "prompts": [tokens]}. Out: {"version", "answers": [...]}, each answer either
-{"error": text} or times in milliseconds of the whole model on one rank.
+In: a list of {"config": a Hugging Face config.json, "system", "tensor_parallel", "pipeline_parallel", "linear",
+"experts", "kv_cache": aiconfigurator's words, "prompts": [tokens]}. Out: {"version", "answers": [...]}, each answer
+either {"error": text} or times in milliseconds of the whole model on one rank.
 """
 
 # pyright: basic, reportMissingImports=false

@@ -113,14 +113,11 @@ def _stage(model: ModelConfig, facts: ModelFacts, rank: RankMemory, peak: Peaks,
     embedding = facts.vocab_size * facts.hidden_size * width
     unread = embedding if rank.pp_rank == 0 and not (facts.tied_embeddings and last == 0) else 0
     bits, flop_per_s = _arithmetic(weights, peak)
-    inner = facts.moe.experts_per_token * facts.moe.expert_size + facts.moe.shared_size if facts.moe else 0
-    inner = inner if moe_layers else facts.intermediate_size
     return Stage(
         layers=rank.layer_count,
         dense_bytes=max(rank.weights_bytes - expert_bytes - unread, 0.0),
         expert_bytes=expert_bytes,
-        # Norms, residuals and activations: read and written about four times in hidden size, three in the inner one.
-        token_bytes=rank.layer_count * width * (8 * facts.hidden_size + 3 * inner / tp),
+        token_bytes=width * _activations(facts, tp, rank.layer_count, moe_layers),
         kv_bytes=rank.kv_bytes_per_token,
         experts=facts.moe.experts if facts.moe and moe_layers else 0,
         experts_per_token=facts.moe.experts_per_token if facts.moe else 0,
@@ -170,6 +167,21 @@ def _mig_shares(model: ModelConfig) -> tuple[float, float]:
 
 def _moe_layers(facts: ModelFacts, first: int, count: int) -> int:
     return sum(layer not in facts.moe.dense_layers for layer in range(first, first + count)) if facts.moe else 0
+
+
+def _activations(facts: ModelFacts, tp: int, layers: int, moe_layers: int) -> float:
+    """Elements that the kernels between GEMMs move for one token: norms, residuals, activations.
+
+    Estimate: eight times the hidden size and three times the inner one; a token's way to its experts and back moves it
+    four times for each of them.
+    """
+    dense = 8 * facts.hidden_size + 3 * facts.intermediate_size / tp
+    if facts.moe is None:
+        return layers * dense
+    chosen = facts.moe.experts_per_token
+    inner = chosen * facts.moe.expert_size + facts.moe.shared_size
+    experts = (8 + 4 * chosen) * facts.hidden_size + 3 * inner / tp
+    return moe_layers * experts + (layers - moe_layers) * dense
 
 
 @lru_cache(maxsize=4096)

@@ -1,6 +1,6 @@
 """Predicted against published saturated throughput: the roofline's errors and, where it is installed, aiconfigurator's.
 
-    python -m tests.benchmarks.estimates [--json] [--rows FILE.csv] [--worst N]
+python -m tests.benchmarks.estimates [--json] [--rows FILE.csv] [--worst N]
 """
 
 import argparse
@@ -107,6 +107,33 @@ class Row:
     output_tokens: int
     version: str
     tokens_per_s: float
+
+    @property
+    def attention_data_parallel(self) -> bool:
+        """Mixtures of experts of 1.0 and later on several GPUs: each rank has its own sequences, and some experts.
+
+        The planner deploys tensor parallel, and predicts that of as many GPUs.
+        """
+        gpus_used = self.tensor_parallel * self.pipeline_parallel
+        return gpus_used > 1 and self.version[0] != "0" and facts(self.model).moe is not None
+
+    @property
+    def tight(self) -> bool:
+        """Whether the weights take more than 80 % of a GPU."""
+        width = {"fp8": 1.0, "nvfp4": 0.5}.get(self.weights, 2.0)
+        each = parameters(facts(self.model)) * width / self.tensor_parallel / self.pipeline_parallel
+        return each > 0.8 * gpus()[GPUS[self.gpu][0]].memory_mib * MIB
+
+    @property
+    def all_reduce_over_pcie(self) -> bool:
+        return self.tensor_parallel > 1 and not self.interconnect.nvlink
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether a constant was set by this row: PCIE_EFFICIENCY, or HOST_S_PER_SEQUENCE."""
+        links = self.model == "Llama-3.1-70B" and self.gpu in ("l40s", "a100_pcie") and self.tensor_parallel > 1
+        stages = self.model == "Llama-3.1-70B" and self.pipeline_parallel > 1
+        return links or stages or (self.model, self.gpu) == ("Qwen3-30B-A3B", "b200")
 
     @property
     def config(self) -> ModelConfig:
@@ -267,7 +294,9 @@ def main() -> None:
         print(json.dumps(tables, indent=1))
         return
     for name, table in tables.items():
-        print(f"\n{name}\n\n| | rows | median error | bias | spread | lowest | highest |\n|---|--:|--:|--:|--:|--:|--:|")
+        print(
+            f"\n{name}\n\n| | rows | median error | bias | spread | lowest | highest |\n|---|--:|--:|--:|--:|--:|--:|"
+        )
         for group, e in table.items():
             print(
                 f"| {group} | {e['count']} | {e['median_absolute']:.1f} % | {e['bias']:+.1f} % | {e['spread']:.1f} "
@@ -279,38 +308,40 @@ def main() -> None:
 
 
 def _table(rows: Sequence[Row], found: Sequence[Throughput]) -> dict[str, dict[str, Any]]:
-    groups: list[tuple[str, Callable[[Row], bool]]] = [("all of `main`", lambda row: row.set == "main")]
-    groups += [(f"GPU {gpu}", lambda row, gpu=gpu: row.set == "main" and row.gpu == gpu) for gpu in GPUS]
     names = list(dict.fromkeys(row.model for row in rows))
-    groups += [(f"model {name}", lambda row, name=name: row.set == "main" and row.model == name) for name in names]
-    groups.append(("memory-tight", tight))
-    groups.append(("all of `further`", lambda row: row.set == "further"))
-    groups += [
-        (f"further {name}, PP {pp}", lambda row, name=name, pp=pp: further(row, name, pp))
-        for name in names
-        for pp in (1, 2, 4, 8)
+    groups: list[tuple[str, Callable[[Row], bool]]] = [
+        ("main: all", _in_main()),
+        ("main: no constant was set by", _in_main(calibrated=False)),
+        ("main: tensor parallel, as planned", _in_main(attention_data_parallel=False)),
+        ("main: attention data parallel", _in_main(attention_data_parallel=True)),
+        ("main: weights fill over 80 % of a GPU", _in_main(tight=True)),
+        ("main: all-reduce over PCIe", _in_main(all_reduce_over_pcie=True)),
+        *((f"main: {gpu}", _in_main(gpu=gpu)) for gpu in GPUS),
+        *((f"main: {name}", _in_main(model=name)) for name in names),
+        ("further: all", _with(set="further")),
+        *(
+            (f"further: {name}, PP {pp}", _with(set="further", model=name, pipeline_parallel=pp))
+            for name in names
+            for pp in (1, 2, 4, 8)
+        ),
     ]
     table: dict[str, dict[str, Any]] = {}
     for name, belongs in groups:
         values = [error(row, one) for row, one in zip(rows, found, strict=True) if belongs(row)]
         if values:
             table[name] = vars(errors(values))
-    measured_rows = sum("roofline" not in one.source for one in found)
-    if measured_rows:
-        values = [error(row, one) for row, one in zip(rows, found, strict=True) if "roofline" not in one.source]
-        table["all that aiconfigurator has data for"] = vars(errors(values))
+    values = [error(row, one) for row, one in zip(rows, found, strict=True) if "roofline" not in one.source]
+    if values:
+        table["measured kernels: all"] = vars(errors(values))
     return table
 
 
-def tight(row: Row) -> bool:
-    """Weights take more than 80 % of a GPU."""
-    width = {"fp8": 1.0, "nvfp4": 0.5}.get(row.weights, 2.0)
-    each = parameters(facts(row.model)) * width / row.tensor_parallel / row.pipeline_parallel
-    return row.set == "main" and each > 0.8 * gpus()[GPUS[row.gpu][0]].memory_mib * MIB
+def _in_main(**wanted: object) -> Callable[[Row], bool]:
+    return _with(set="main", **wanted)
 
 
-def further(row: Row, name: str, pp: int) -> bool:
-    return row.set == "further" and row.model == name and row.pipeline_parallel == pp
+def _with(**wanted: object) -> Callable[[Row], bool]:
+    return lambda row: all(getattr(row, name) == value for name, value in wanted.items())
 
 
 if __name__ == "__main__":
