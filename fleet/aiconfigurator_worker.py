@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import warnings
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -45,12 +46,9 @@ def _times(question: dict, folder: Path) -> dict:
     from aiconfigurator_core.sdk import common, config
     from aiconfigurator_core.sdk.backends.factory import get_backend
     from aiconfigurator_core.sdk.models import get_model
-    from aiconfigurator_core.sdk.perf_database import get_database_view, get_latest_database_version
     from aiconfigurator_core.sdk.step_estimate import MixedStepInput
 
-    system = question["system"]
-    database_version = get_latest_database_version(system=system, backend="trtllm")
-    database = get_database_view(system, "trtllm", database_version, database_mode="SILICON")
+    database_version, database = _database(question["system"])
     backend = get_backend("trtllm")
     # A local folder, so that it never asks the Hub.
     text = json.dumps(question["config"], sort_keys=True)
@@ -105,6 +103,15 @@ def _times(question: dict, folder: Path) -> dict:
         "attention": [[_sum(step, _attention) for step in row] for row in decodes],
         "prompts": prompts,
     }
+
+
+@cache
+def _database(system: str):
+    """The newest measurements of a system; only finding them reads files for as long as a whole answer takes."""
+    from aiconfigurator_core.sdk.perf_database import get_database_view, get_latest_database_version
+
+    newest = get_latest_database_version(system=system, backend="trtllm")
+    return newest, get_database_view(system, "trtllm", newest, database_mode="SILICON")
 
 
 def _sum(operations: dict[str, float], wanted) -> float:
