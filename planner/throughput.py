@@ -98,14 +98,15 @@ def over_steps(
         gpu = steps.seconds(sequences, context, prefill)
         return max(gpu, host) if stages == 1 else gpu + stages * host
 
-    arriving = share / workload.output_tokens * workload.prompt_tokens
+    # As many prompts arrive as answers end; where max_num_tokens does not let them, fewer sequences decode.
+    prompts_each = workload.prompt_tokens / workload.output_tokens
+    decoding = min(share, model.max_num_tokens / (1 + prompts_each))
+    arriving = decoding * prompts_each
     context = workload.prompt_tokens + workload.output_tokens / 2
-    step, decode = iteration(share, context, arriving), iteration(share, context, 0)
-    # max_num_tokens bounds the prompts that pass with a step; what is over waits for the next.
-    step *= max(1.0, (share + arriving) / model.max_num_tokens)
-    alone = max(steps.seconds(share, context, workload.prompt_tokens) - steps.seconds(share, context, 0), 0.0)
-    chunks = math.ceil(workload.prompt_tokens / max(model.max_num_tokens - share, 1))
-    rate = batch / step
+    step, decode = iteration(decoding, context, arriving), iteration(decoding, context, 0)
+    alone = max(steps.seconds(decoding, context, workload.prompt_tokens) - steps.seconds(decoding, context, 0), 0.0)
+    chunks = math.ceil(workload.prompt_tokens / max(model.max_num_tokens - decoding, 1))
+    rate = decoding * stages / step
     if workload.requests:
         run = Run(
             requests=workload.requests / stages,
