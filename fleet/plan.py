@@ -157,13 +157,13 @@ def _usage(key: str, what: str, fix: str) -> Problem:
     return Problem(key=key, what=what, consequence="nothing was planned", fix=fix)
 
 
-def print_problems(problems: tuple[Problem, ...], *, as_json: bool) -> None:
+def print_problems(problems: tuple[Problem, ...], *, as_json: bool, undone: str = "nothing was planned") -> None:
     """All of them: as JSON on standard output, or for people on standard error."""
     if as_json:
         print(json.dumps({"problems": [asdict(problem) for problem in problems]}, indent=2))
         return
     count = len(problems)
-    print(f"{count} problem{'s' if count > 1 else ''}; nothing was planned\n", file=sys.stderr)
+    print(f"{count} problem{'s' if count > 1 else ''}; {undone}\n", file=sys.stderr)
     print("\n".join(str(problem) for problem in problems), file=sys.stderr)
 
 
