@@ -196,9 +196,8 @@ def _save(out: Path, types: Sequence[Row], zones: Mapping[str, Sequence[Row]], *
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".refresh-", dir=out) as scratch:
             for step, (name, text) in enumerate(steps):
-                path = Path(scratch) / f"{step}-{name}"
-                path.write_text(text, encoding="utf-8", newline="")
-            known = {(cloud, name) for cloud, name in read_instances(path)}
+                (Path(scratch) / f"{step}-{name}").write_text(text, encoding="utf-8", newline="")
+            known = read_instances(Path(scratch) / f"{len(steps) - 1}-{TYPES}")
             for step, (name, _) in enumerate(steps[1:-1], start=1):
                 cloud = name.partition("_")[0]
                 read_zones(

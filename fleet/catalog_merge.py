@@ -163,10 +163,11 @@ def _specs(merged: Merged, cloud: str, region: str, found: Region, source: str, 
 def _prices(
     merged: Merged, cloud: str, region: str, found: Region, sources: Mapping[str, str], today: str, *, move: bool
 ) -> None:
+    prices = {"on_demand": found.on_demand, "spot": found.spot}
     missing: dict[str, list[str]] = {kind: [] for kind in PRICES}
     for row in merged.types:
         name, moves = row["instance_type"], row["region"] != region
-        read = {kind: (getattr(found, kind) or {}).get(name) for kind in PRICES}
+        read = {kind: (prices[kind] or {}).get(name) for kind in PRICES}
         if row["cloud"] != cloud or (moves and not (move and any(read.values()))):
             continue
         said = dict.fromkeys(PRICES, "") if moves else _said(row["price_source"])
@@ -177,7 +178,7 @@ def _prices(
                 said[kind] = f"{sources[kind]} {region} ({today})"
             elif moves:
                 row[PRICES[kind]] = ""
-            elif getattr(found, kind) is not None and row[PRICES[kind]]:
+            elif prices[kind] is not None and row[PRICES[kind]]:
                 missing[kind].append(name)
         row["region"] = region
         _tell(row, said, today, read=read)

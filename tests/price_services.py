@@ -147,13 +147,22 @@ class AzureRetail:
 
 def _retail(name: str, region: str, on_demand: object, spot: object) -> list[dict[str, object]]:
     short = name.removeprefix("Standard_").replace("_", " ")
-    item = {"currencyCode": "USD", "armRegionName": region, "armSkuName": name, "unitOfMeasure": "1 Hour"}
+    item: dict[str, object] = {
+        "currencyCode": "USD",
+        "armRegionName": region,
+        "armSkuName": name,
+        "unitOfMeasure": "1 Hour",
+    }
     item |= {
         "type": "Consumption",
         "serviceName": "Virtual Machines",
         "productName": f"Virtual Machines {short} Series",
     }
-    windows = {"productName": f"Virtual Machines {short} Series Windows", "meterName": short, "retailPrice": 999.0}
+    windows: dict[str, object] = {
+        "productName": f"Virtual Machines {short} Series Windows",
+        "meterName": short,
+        "retailPrice": 999.0,
+    }
     return [
         item | {"meterName": short, "retailPrice": on_demand},
         item | {"meterName": f"{short} Low Priority", "retailPrice": 0.001},

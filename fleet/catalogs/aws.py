@@ -1,9 +1,14 @@
 """AWS: EC2's instance types, their zones and spot price history, and the price list."""
 
+# The client library is in an environment of its own, where types are not checked.
+# pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+
 import json
 import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from statistics import median
 from typing import Any, TypeVar
 
@@ -44,21 +49,17 @@ def read(request: Request) -> Reading:
     for region in request.regions:
         found = reading.regions[region] = Region()
         ec2 = _client("ec2", region, request.endpoint)
-        described = _asked(reading, f"instance types of {region}", lambda ec2=ec2: _described(ec2))
+        described = _asked(reading, f"instance types of {region}", partial(_described, ec2))
         if described is not None:
             found.specs, unknown = _specs(described, request.gpus)
             found.offered = sorted(described)
             reading.unread += unknown
-        types = sorted({*(found.specs or {}), *request.types})
-        found.zones = _asked(reading, f"zones of {region}", lambda ec2=ec2, types=types: _zones(ec2, types))
-        here = sorted(set(types) & set(found.offered)) if found.offered is not None else types
-        found.spot = _asked(reading, f"spot prices of {region}", lambda ec2=ec2, here=here: _spot(ec2, here))
+        types: list[str] = sorted(set(request.types) | set(found.specs or ()))
+        here = [name for name in types if found.offered is None or name in found.offered]
+        found.zones = _asked(reading, f"zones of {region}", partial(_zones, ec2, types))
+        found.spot = _asked(reading, f"spot prices of {region}", partial(_spot, ec2, here))
         prices = _client("pricing", PRICE_LIST_REGION, request.endpoint)
-        found.on_demand = _asked(
-            reading,
-            f"on-demand prices of {region}",
-            lambda prices=prices, region=region, here=here: _on_demand(prices, region, here),
-        )
+        found.on_demand = _asked(reading, f"on-demand prices of {region}", partial(_on_demand, prices, region, here))
     return reading
 
 

@@ -57,7 +57,7 @@ def _items(endpoint: str, region: str) -> Iterator[dict[str, Any]]:
         url = page.get("NextPageLink")
         if not url:
             return
-        if not isinstance(url, str) or not url.startswith(endpoint.split("/api/")[0]):
+        if not str(url).startswith(endpoint.split("/api/")[0]):
             raise Unreadable(f"the next page lies elsewhere: {url!r:.80}", NONSENSE)
     raise Unreadable(f"{region} has more than {MAX_PAGES} pages of prices", NONSENSE)
 

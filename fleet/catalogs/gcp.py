@@ -1,5 +1,9 @@
 """Google Cloud: the billing catalogue prices cores, memory, GPUs and local SSDs; a machine type is their sum."""
 
+# The client library is in an environment of its own, where types are not checked.
+# pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+
 import csv
 from collections.abc import Iterator
 from pathlib import Path
