@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from planner.config import ModelConfig
 from planner.gpus import gpus
@@ -88,39 +89,48 @@ def weight_format(model: ModelConfig, facts: ModelFacts) -> tuple[str, int | Non
     return weights, {"int4_awq": 128, "w4a8_awq": 128, "nvfp4": 16}.get(weights)
 
 
+def on_gpu(stages: tuple[RankMemory, ...], model: ModelConfig) -> tuple[RankMemory, ...]:
+    """The same stages on `model`'s GPU or MIG slice: what they need does not depend on it, what is left does."""
+    return tuple(replace(stage, **_room(model, stage)) for stage in stages)
+
+
 def _stage(model: ModelConfig, facts: ModelFacts, stage: int, first: int, count: int) -> RankMemory:
-    weights = _weights(model, facts, stage, first, count)
-    per_token = _kv_bytes_per_token(model, facts, count)
-    activation, runtime = _activation_bytes(model, facts), _runtime_bytes(model, facts)
-    capacity = _capacity_bytes(model)
-    margin: int | None = None
-    if capacity is None:
-        kv_tokens = model.serving.kv_cache_tokens or 0
-        fits = kv_tokens >= model.max_seq_len
-    else:
-        free = max(0, capacity - weights - activation - runtime)
-        budget = int(free * model.serving.kv_cache_free_gpu_mem_fraction)
-        block = model.build.tokens_per_block
-        kv_tokens = budget // per_token // block * block
-        # Below zero by as much as the rank lacks, were nothing but one request in the cache.
-        needed = model.max_seq_len * per_token
-        margin = (budget if free else capacity - weights - activation - runtime) - needed
-        fits = kv_tokens >= model.max_seq_len
-    return RankMemory(
+    needs = RankMemory(
         rank=stage * model.tensor_parallel,
         tp_rank=0,
         pp_rank=stage,
         first_layer=first,
         layer_count=count,
-        weights_bytes=weights,
-        kv_bytes_per_token=per_token,
-        activation_bytes=activation,
-        runtime_bytes=runtime,
-        capacity_bytes=capacity,
-        kv_tokens=kv_tokens,
-        margin_bytes=margin,
-        fits=fits,
+        weights_bytes=_weights(model, facts, stage, first, count),
+        kv_bytes_per_token=_kv_bytes_per_token(model, facts, count),
+        activation_bytes=_activation_bytes(model, facts),
+        runtime_bytes=_runtime_bytes(model, facts),
+        capacity_bytes=None,
+        kv_tokens=0,
+        margin_bytes=None,
+        fits=False,
     )
+    return replace(needs, **_room(model, needs))
+
+
+def _room(model: ModelConfig, needs: RankMemory) -> dict[str, Any]:
+    """What the device leaves for the KV cache of a stage."""
+    capacity = _capacity_bytes(model)
+    if capacity is None:
+        kv_tokens = model.serving.kv_cache_tokens or 0
+        return {"kv_tokens": kv_tokens, "fits": kv_tokens >= model.max_seq_len}
+    left = capacity - needs.weights_bytes - needs.activation_bytes - needs.runtime_bytes
+    free, per_token = max(0, left), needs.kv_bytes_per_token
+    budget = int(free * model.serving.kv_cache_free_gpu_mem_fraction)
+    block = model.build.tokens_per_block
+    kv_tokens = budget // per_token // block * block
+    return {
+        "capacity_bytes": capacity,
+        "kv_tokens": kv_tokens,
+        # Below zero by as much as the rank lacks, were nothing but one request in the cache.
+        "margin_bytes": (budget if free else left) - model.max_seq_len * per_token,
+        "fits": kv_tokens >= model.max_seq_len,
+    }
 
 
 def _weights(model: ModelConfig, facts: ModelFacts, stage: int, first: int, count: int) -> int:

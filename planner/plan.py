@@ -69,7 +69,7 @@ def plan_model(model: ModelConfig, *, base_dir: Path, key: str) -> ModelPlan:
     """The plan of one model; `key` is its place in the stack file. Raises PlanError with all its problems."""
     facts = facts_of(model, base_dir, key)
     resolved = resolve(model, facts, base_dir)
-    problems = [*_suitability(resolved, facts, key), *sharding.check(resolved, facts, key)]
+    problems = [*suitability_problems(resolved, facts, key), *sharding.check(resolved, facts, key)]
     if problems:
         raise PlanError(problems)
     memory = rank_memory(resolved, facts)
@@ -130,7 +130,8 @@ def _plan(parsed: ParsedStack, base_dir: Path) -> FleetPlan:
     return FleetPlan(cloud=parsed.site.cloud, models=models, infrastructure=site.cloud)
 
 
-def _suitability(model: ModelConfig, facts: ModelFacts, key: str) -> list[Problem]:
+def suitability_problems(model: ModelConfig, facts: ModelFacts, key: str) -> list[Problem]:
+    """Why the model cannot run on its backend and GPU, however it is sharded."""
     found = (*_backend(model, facts), *_stored_weights(model, facts))
     problems = [Problem(key=f"{key}.{field}", what=what, consequence=cost, fix=fix) for field, what, cost, fix in found]
     if model.max_seq_len > facts.max_position_embeddings:

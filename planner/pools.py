@@ -45,15 +45,16 @@ class CheckedPool:
     @property
     def fast_network(self) -> bool:
         """Whether all-reduce may cross nodes: RDMA with FAST_GBPS_PER_GPU or more for each GPU."""
-        return all(map(_has_fast_network, self.instances))
+        return all(map(has_fast_network, self.instances))
 
 
 def fast_types(cloud: str, gpu: str) -> list[str]:
     """Instance types with the GPU over whose network all-reduce may cross nodes."""
-    return [name for name, type_ in instances(cloud).items() if type_.gpu == gpu and _has_fast_network(type_)]
+    return [name for name, type_ in instances(cloud).items() if type_.gpu == gpu and has_fast_network(type_)]
 
 
-def _has_fast_network(type_: InstanceType) -> bool:
+def has_fast_network(type_: InstanceType) -> bool:
+    """Whether all-reduce may cross its nodes."""
     return type_.rdma_interfaces > 0 and (type_.network_gbps or 0) / type_.gpu_count >= FAST_GBPS_PER_GPU
 
 

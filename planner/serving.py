@@ -23,6 +23,11 @@ NODE_START_SECONDS = 900
 # Launching ranks, loading kernels, allocating the KV cache and capturing CUDA graphs; an allowance, not a measurement.
 INITIALISE_SECONDS = 300
 
+# Allowances, not measurements; a build that is done ends by itself, so they only bound one that is stuck.
+COMPILE_SECONDS_PER_GB = 20
+# A conversion reads the checkpoint and writes its own; the compiler reads that and writes the engine.
+BUILD_PASSES = 4
+
 # Of the end of a pod: until every proxy has stopped sending to it, and from the end of the drain until the last rank is
 # gone. Where a pod has less than SHORT_SECONDS for all of it, the second figures: requests in flight get the rest.
 SHORT_SECONDS = 60
@@ -73,6 +78,11 @@ def plan_serving(
         grace_seconds=grace,
         log_level=model.serving.log_level,
     )
+
+
+def build_seconds(weights_bytes: int, load_seconds: float) -> float:
+    """What the build of an engine works, without waiting for its node: an allowance from the weights' size."""
+    return BUILD_PASSES * load_seconds + COMPILE_SECONDS_PER_GB * weights_bytes / 1e9
 
 
 def grace_seconds(pool: PoolPlan, notice: SpotNotice) -> int:

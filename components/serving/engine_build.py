@@ -20,12 +20,9 @@ from components.serving.labels import BUILDER, ENGINE_LABEL, NAME_LABEL, common_
 from components.serving.policies import bucket_policy
 from planner.fleet import ServingPlan
 from planner.plan import ModelPlan
+from planner.serving import build_seconds
 from planner.sources import PYPI, bucket_prefix
 
-# Allowances, not measurements; a build that is done ends by itself, so they only bound one that is stuck.
-_COMPILE_SECONDS_PER_GB = 20
-# A conversion reads the checkpoint and writes its own; the compiler reads that and writes the engine.
-_PASSES = 4
 _RETRIES = 2
 # What the build refuses, it would refuse again.
 _REFUSED, _WRONG_USAGE = 1, 2
@@ -87,8 +84,7 @@ def checkpoint_path(model: ModelPlan) -> str:
 def deadline_seconds(model: ModelPlan, serving: ServingPlan) -> int:
     """When a build is given up, retries and the wait for a node included: twice an estimate from the weights' size and
     what the shared storage reads."""
-    gigabytes = sum(rank.weights_bytes for rank in model.memory) / 1e9
-    work = _PASSES * serving.load_seconds + _COMPILE_SECONDS_PER_GB * gigabytes
+    work = build_seconds(sum(rank.weights_bytes for rank in model.memory), serving.load_seconds)
     return jobs.START_SECONDS + 2 * round(work)
 
 
