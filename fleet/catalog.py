@@ -22,8 +22,8 @@ from fleet.catalog_merge import INTACT, Merged, Row, merge
 from fleet.catalogs.reading import UNREADABLE, Reading, Region, Request
 from fleet.plan import OK, REFUSED, USAGE, UsageError, print_problems
 from planner.errors import PlanError, Problem, did_you_mean
-from planner.gpus import CATALOG, gpus
-from planner.instances import InstanceType, read_instances, read_zones, stale
+from planner.gpus import CATALOG, gpus, sound
+from planner.instances import read_instances, read_zones, stale
 
 CLOUDS = ("aws", "azure", "gcp")
 CLIENTS = Path(__file__).parents[1] / ".venv" / "catalog" / "bin" / "python"
@@ -74,7 +74,7 @@ def _usage(key: str, what: str, fix: str) -> UsageError:
 
 
 def _show(clouds: Sequence[str], today: datetime.date, as_json: bool) -> int:
-    types = [type_ for type_ in _types(CATALOG).values() if type_.cloud in clouds]
+    types = [type_ for type_ in sound(CATALOG / TYPES, read_instances).values() if type_.cloud in clouds]
     warnings = [text for cloud in clouds if (text := stale(cloud, [t for t in types if t.cloud == cloud], today))]
     if as_json:
         print(json.dumps({"types": [asdict(type_) for type_ in types], "warnings": warnings}, indent=2))
@@ -98,14 +98,6 @@ def _usd(price: float | None) -> str:
     return "" if price is None else f"{price:,.4f}"
 
 
-def _types(folder: Path) -> dict[tuple[str, str], InstanceType]:
-    try:
-        return read_instances(folder / TYPES)
-    except (OSError, ValueError) as error:
-        fix = f"git checkout -- {folder}"
-        raise PlanError([Problem(key=str(folder / TYPES), what=str(error), consequence=INTACT, fix=fix)]) from error
-
-
 def _refresh(args: argparse.Namespace, clouds: Sequence[str], today: str) -> int:
     if args.region and len(args.cloud or ()) != 1:
         raise _usage("--region", "a region is of one cloud", "give that one --cloud too")
@@ -115,7 +107,7 @@ def _refresh(args: argparse.Namespace, clouds: Sequence[str], today: str) -> int
         if not equals or cloud not in CLOUDS or not url.startswith(("http://", "https://")):
             raise _usage("--endpoint", f"{given} is not CLOUD=URL", f"for example {CLOUDS[1]}=https://localhost:8443")
         endpoints[cloud] = url
-    _types(CATALOG)
+    sound(CATALOG / TYPES, read_instances)
     types, zones = _rows(CATALOG / TYPES), {cloud: _rows(CATALOG / f"{cloud}_zones.csv") for cloud in clouds}
     merged: dict[str, Merged] = {}
     problems: list[Problem] = []

@@ -1,6 +1,7 @@
 """`fleet plan`: what a stack, or one model on one GPU, would take: legal shardings, memory per rank, engine key."""
 
 import argparse
+import datetime
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fleet.plan_cloud import print_infrastructure
+from fleet.plan_cloud import print_infrastructure, stale_prices
 from planner import sharding, sources
 from planner.config import ModelConfig
 from planner.errors import PlanError, Problem, did_you_mean, shown
@@ -55,6 +56,10 @@ def run(args: argparse.Namespace) -> int:
     except PlanError as error:
         print_problems(error.problems, as_json=args.json)
         return USAGE if isinstance(error, UsageError) else REFUSED
+    # The planner reads no clock, so that a stack has one plan: how old its prices are is the reader's to know.
+    today = datetime.datetime.now(datetime.UTC).date()
+    if fleet and fleet.infrastructure and (old := stale_prices(fleet.infrastructure, today)):
+        print(f"warning: {old}", file=sys.stderr)
     if args.json:
         document: dict[str, Any] = {"estimates": ESTIMATES, "models": [_document(report) for report in reports]}
         if fleet and fleet.infrastructure:

@@ -1,12 +1,22 @@
 """The cloud's part of `fleet plan`: node groups with their price, start and end of pods, quotas."""
 
+import datetime
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from planner.cloud_config import ExistingConfig
 from planner.fleet import CloudPlan
+from planner.instances import instances, stale
 from planner.plan import FleetPlan
+
+
+def stale_prices(cloud: CloudPlan, today: datetime.date) -> str | None:
+    """A warning that names the oldest price that the plan rests on, None while none is old."""
+    known = instances(cloud.name)
+    used = {name for pool in cloud.pools for group in pool.node_groups for name in group.instance_types}
+    return stale(cloud.name, [known[name] for name in used], today)
 
 
 def print_infrastructure(plan: FleetPlan, cloud: CloudPlan, console: Console) -> None:

@@ -45,9 +45,7 @@ class Gpu:
 @cache
 def gpus() -> dict[str, Gpu]:
     """Every known GPU by name."""
-    profiles: dict[str, list[dict[str, str]]] = {}
-    for row in sound(CATALOG / "mig_profiles.csv", _rows):
-        profiles.setdefault(row["gpu"], []).append(row)
+    profiles = sound(CATALOG / "mig_profiles.csv", _profiles)
 
     def read(path: Path) -> dict[str, Gpu]:
         return {row["gpu"]: _gpu(row, profiles.get(row["gpu"], [])) for row in _rows(path)}
@@ -71,6 +69,17 @@ def sound(path: Path, read: Callable[[Path], T]) -> T:
                 )
             ]
         ) from error
+
+
+def _profiles(path: Path) -> dict[str, list[dict[str, str]]]:
+    """Rows by GPU; a number that is none is found here, where the error can name the file."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in _rows(path):
+        int(row["max_instances"])
+        float(row["memory_gib"] or 0)
+        columns = ("gpu", "profile", "max_instances", "memory_gib", "k8s_resource", *MIG_NAMES)
+        found.setdefault(row["gpu"], []).append({column: row[column] for column in columns})
+    return found
 
 
 def _gpu(row: dict[str, str], profiles: list[dict[str, str]]) -> Gpu:

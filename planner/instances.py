@@ -104,6 +104,8 @@ def read_instances(path: Path) -> dict[tuple[str, str], InstanceType]:
             if (instance.cloud, instance.name) in found:
                 raise row.fault("instance_type", "is listed twice")
             found[instance.cloud, instance.name] = instance
+    if not found:
+        raise ValueError(f"{path.name} lists no instance type")
     return found
 
 
