@@ -126,7 +126,7 @@ def _refresh(args: argparse.Namespace, clouds: Sequence[str], today: str) -> int
     if problems:
         raise PlanError(problems)
     out = args.out or CATALOG
-    _save(out, types, zones, vanished={name for each in merged.values() for name in each.vanished})
+    _save(out, types, zones)
     _report(merged, out, today, as_json=args.json)
     return OK
 
@@ -177,20 +177,17 @@ def _unread(cloud: str, what: str, fix: str) -> PlanError:
     return PlanError([Problem(key=cloud, what=what, consequence=INTACT, fix=fix)])
 
 
-def _save(out: Path, types: Sequence[Row], zones: Mapping[str, Sequence[Row]], *, vanished: set[str]) -> None:
+def _save(out: Path, types: Sequence[Row], zones: Mapping[str, Sequence[Row]]) -> None:
     """Replaces the files whole, one after another, and only with what the planner reads without complaint."""
-    kept = {row["instance_type"] for row in types}
-    before = [row for row in _rows(CATALOG / TYPES) if row["instance_type"] in vanished - kept]
-    steps = [(f"{cloud}_zones.csv", _text(rows)) for cloud, rows in zones.items()] + [(TYPES, _text(types))]
-    # At each moment the types cover the zones: those that go away go last, those that are new come first.
-    steps.insert(0, (TYPES, _text([*types, *before])))
+    # At each moment the types cover the zones.
+    steps = [(TYPES, _text(types)), *((f"{cloud}_zones.csv", _text(rows)) for cloud, rows in zones.items())]
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".refresh-", dir=out) as scratch:
             for step, (name, text) in enumerate(steps):
                 (Path(scratch) / f"{step}-{name}").write_text(text, encoding="utf-8", newline="")
-            known = read_instances(Path(scratch) / f"{len(steps) - 1}-{TYPES}")
-            for step, (name, _) in enumerate(steps[1:-1], start=1):
+            known = read_instances(Path(scratch) / f"0-{TYPES}")
+            for step, (name, _) in enumerate(steps[1:], start=1):
                 cloud = name.partition("_")[0]
                 read_zones(
                     Path(scratch) / f"{step}-{name}", cloud, types={name for where, name in known if where == cloud}

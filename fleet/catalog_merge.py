@@ -42,7 +42,8 @@ class Change:
 
 @dataclass(kw_only=True)
 class Merged:
-    """The rows as they become, and what is new about them. `vanished` are types that their region has no more."""
+    """The rows as they become, and what is new about them. `vanished` are types that their region has no more: its
+    zones name them no longer, and what is known of them stays."""
 
     types: list[Row]
     zones: list[Row]
@@ -79,10 +80,6 @@ def merge(
         if found.offered is not None:
             gone = [row["instance_type"] for row in _of_region(merged.types, cloud, region)]
             merged.vanished += [name for name in gone if name not in found.offered]
-    # A type that another region still has stays, for its zones name it.
-    offered = {name for row in merged.zones for name in row["types"].split()}
-    gone = {name for name in merged.vanished if name not in offered}
-    merged.types = [row for row in merged.types if row["cloud"] != cloud or row["instance_type"] not in gone]
     return merged
 
 

@@ -16,6 +16,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.cloud.billing_v1 import CloudCatalogClient, ListSkusRequest
 from google.cloud.billing_v1.services.cloud_catalog.transports.rest import CloudCatalogRestTransport
+from google.protobuf.json_format import ParseError
 from requests.exceptions import RequestException
 
 from fleet.catalogs.reading import LATER, NONSENSE, Reading, Region, Request, Unreadable, serve, short
@@ -41,7 +42,11 @@ def read(request: Request) -> Reading:
         raise Unreadable("Cloud Billing catalogue: no Google credentials", fix) from None
     except (GoogleAPICallError, RetryError, GoogleAuthError, RequestException) as error:
         raise Unreadable(f"Cloud Billing catalogue: {short(error)}", LATER) from None
-    except (ValueError, TypeError) as error:  # what the library makes of no JSON, and of fields of other kinds
+    except (
+        ParseError,
+        ValueError,
+        TypeError,
+    ) as error:  # what the library makes of no JSON, and of fields of other kinds
         raise Unreadable(f"Cloud Billing catalogue: {short(error)}", NONSENSE) from None
     if not skus:
         raise Unreadable("the Cloud Billing catalogue lists no SKU of Compute Engine", NONSENSE)
@@ -107,19 +112,17 @@ def _unit_price(skus: dict[str, Any], called: str, *, spot: bool) -> float | Non
         beginnings = (f"Spot Preemptible {called} running", f"{called} attached to Spot Preemptible VMs")
     elif called.startswith("SSD"):
         beginnings = (called,)
-    # Commitments, calendar mode and flex-start have descriptions that begin or go on otherwise.
-    found = [sku for text, sku in sorted(skus.items()) if text.startswith(beginnings) and not _special(text, called)]
+    # Commitments, calendar mode and flex-start go on otherwise, and so does what is not spot of local SSDs.
+    others = ("Calendar Mode", "DWS", "Reserved", "Commitment", *(() if spot else ("attached to",)))
+    found = [
+        sku
+        for text, sku in sorted(skus.items())
+        if text.startswith(beginnings) and not any(word in text for word in others)
+    ]
     prices = {_hourly(sku) for sku in found}
     if len(prices) > 1:
         raise Unreadable(f"{len(prices)} prices of {found[0].description!r}", NONSENSE)
     return prices.pop() if prices else None
-
-
-def _special(text: str, called: str) -> bool:
-    rest = text.removeprefix(f"Spot Preemptible {called}").removeprefix(called)
-    return any(word in rest for word in ("Calendar Mode", "DWS", "Reserved", "Commitment")) or (
-        called.startswith("SSD") and not text.startswith(f"{called} attached to Spot") and "attached to" in rest
-    )
 
 
 def _hourly(sku: Any) -> float:
