@@ -192,8 +192,7 @@ def _save(out: Path, types: Sequence[Row], zones: Mapping[str, Sequence[Row]]) -
                 read_zones(
                     Path(scratch) / f"{step}-{name}", cloud, types={name for where, name in known if where == cloud}
                 )
-            for step, (name, _) in enumerate(steps):
-                os.replace(Path(scratch) / f"{step}-{name}", out / name)
+            _replace(out, {name: Path(scratch) / f"{step}-{name}" for step, (name, _) in enumerate(steps)})
     except OSError as error:
         what = f"{out} cannot be written: {error.strerror or type(error).__name__}"
         fix = "give a folder that you may write with --out"
@@ -201,6 +200,21 @@ def _save(out: Path, types: Sequence[Row], zones: Mapping[str, Sequence[Row]]) -
     except ValueError as error:
         fix = "the clouds' answers make no catalogue: try again later"
         raise PlanError([Problem(key=TYPES, what=str(error), consequence=INTACT, fix=fix)]) from error
+
+
+def _replace(out: Path, files: Mapping[str, Path]) -> None:
+    """Puts the files into the folder one after another; where one cannot be, those before it are as they were."""
+    before = {name: (out / name).read_bytes() if (out / name).exists() else None for name in files}
+    done: list[str] = []
+    try:
+        for name, path in files.items():
+            os.replace(path, out / name)
+            done.append(name)
+    except OSError:
+        for name in done:
+            content = before[name]
+            (out / name).unlink() if content is None else (out / name).write_bytes(content)
+        raise
 
 
 def _text(rows: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
@@ -68,7 +69,7 @@ def _page(url: str) -> dict[str, Any]:
             content = answer.read()
     except HTTPError as error:
         raise Unreadable(f"{SOURCE}: HTTP status {error.code}", LATER) from None
-    except (URLError, OSError) as error:
+    except (URLError, OSError, HTTPException) as error:
         raise Unreadable(f"{SOURCE}: {short(getattr(error, 'reason', error))}", LATER) from None
     try:
         return part(json.loads(content), dict)

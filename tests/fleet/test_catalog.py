@@ -3,6 +3,7 @@
 import csv
 import datetime
 import json
+import os
 import shutil
 from collections.abc import Generator
 from dataclasses import replace
@@ -369,6 +370,34 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "file").write_text("")
     assert serve_azure(AzureRetail(azure_prices()), "--out", str(tmp_path / "file" / "new")) == 1
     assert "--out: " in capsys.readouterr().err
+
+
+def test_files_are_replaced_all_or_none(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, replace_file = contents(saved), os.replace
+
+    def only_types(source: Path, target: Path) -> None:
+        if target.name != "gpu_instances.csv":
+            raise OSError(28, "No space left on device")
+        replace_file(source, target)
+
+    monkeypatch.setattr("fleet.catalog.os.replace", only_types)
+    assert serve_azure(AzureRetail(azure_prices())) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert contents(saved) == before
+
+
+def test_without_the_client_library(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(saved)
+    monkeypatch.setattr("fleet.catalog.CLIENTS", saved / "no-python-here")
+    assert refresh("--cloud", "aws") == 1
+    error = capsys.readouterr().err
+    assert "No module named 'boto3'" in error
+    assert "make catalog-clients" in error
+    assert contents(saved) == before
 
 
 def test_show_says_prices_and_their_dates(capsys: pytest.CaptureFixture[str]) -> None:
