@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fleet import plan_packing, plan_search
 from fleet.plan_cloud import print_infrastructure, stale_prices
 from planner import sharding, sources
 from planner.config import ModelConfig
@@ -34,18 +35,30 @@ def add_parser(subparsers: Any) -> None:
     """Add `plan` to the command line; `subparsers` is argparse's special action, which has no public type."""
     parser = subparsers.add_parser("plan", help="say what a stack or a model needs, before anything is deployed")
     parser.add_argument("stack", nargs="?", help="a stack file, or the NAME of stacks/Pulumi.NAME.yaml")
-    parser.add_argument("--model", help="instead of a stack: a config.json, a .gguf file, or the name of a known model")
-    parser.add_argument("--gpu", help="with --model: the GPU, for example H100-80GB; without it the CPU backend")
+    parser.add_argument(
+        "--model",
+        action="append",
+        help="without a stack: a config.json, a .gguf file, or the name of a known model, several to pack them onto "
+        "MIG slices; with a stack: a model of it",
+    )
+    parser.add_argument("--gpu", help="the GPU, for example H100-80GB; without it the CPU backend, or a search of all")
     parser.add_argument("--gpus-per-node", type=int, help="with --model and --gpu: GPUs of a node (default 8)")
-    parser.add_argument("--json", action="store_true", help="print JSON, with every legal sharding")
+    parser.add_argument("--json", action="store_true", help="print JSON, with every legal sharding or choice")
+    plan_search.add_flags(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan. 0: planned, 1: refused, 2: the command line is at fault."""
     try:
-        if (args.stack is None) == (args.model is None):
+        models: list[str] = args.model or []
+        if args.stack is None and not models:
             raise UsageError([_usage("stack", "give either a stack or --model", "fleet plan local")])
+        questions = _questions(args, models)
+        if len(questions) > 1:
+            return plan_packing.run(args, questions)
+        if questions:
+            return plan_search.run(args, questions[0])
         if args.stack is not None:
             _stack_only_flags(args)
             fleet = plan_file(stack_path(args.stack))
@@ -72,6 +85,25 @@ def run(args: argparse.Namespace) -> int:
         if fleet and fleet.infrastructure:
             print_infrastructure(fleet, fleet.infrastructure, console)
     return OK if all(report.plan for report in reports) else REFUSED
+
+
+def _questions(args: argparse.Namespace, models: list[str]) -> list[plan_search.Question]:
+    """What to search for; none where the command line asks what one plan is."""
+    try:
+        if args.stack is not None:
+            if not models and not plan_search.wanted(args):
+                return []
+            return plan_search.questions_of_stack(args, stack_path(args.stack), models)
+        entries = [{"name": "model", **_source_of(name)} for name in models]
+        described = args.gpu or args.gpus_per_node or all(map(plan_search.runs_on_cpu, entries))
+        if len(models) == 1 and not plan_search.wanted(args) and described:
+            return []
+        return [plan_search.question_of_model(args, entry) for entry in entries]
+    except UsageError:
+        raise
+    except PlanError as error:
+        kind = UsageError if all(problem.key.startswith("--") for problem in error.problems) else PlanError
+        raise kind([_as_flag(problem) for problem in error.problems]) from None
 
 
 def stack_path(name: str) -> Path:
@@ -113,7 +145,7 @@ def _stack_only_flags(args: argparse.Namespace) -> None:
 
 
 def _report_of_model(args: argparse.Namespace) -> _Report:
-    entry: dict[str, Any] = {"name": "model", **_source_of(args.model), "backend": "cpu"}
+    entry: dict[str, Any] = {"name": "model", **_source_of(args.model[0]), "backend": "cpu"}
     if args.gpu is not None:
         entry |= {"backend": "pytorch", "gpu": args.gpu}
     if args.gpus_per_node is not None:

@@ -17,6 +17,9 @@ from planner.shapes import Shape, shapes_of
 from planner.target import Target
 from planner.throughput import Interconnect, Throughput, Workload, interconnect, largest_batch, throughput
 
+SAME = 0.01
+"""Share of the cost below which estimates tell no difference: then the quicker one is better."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -204,13 +207,17 @@ class _Search:
 
 
 def _rank(candidate: Candidate) -> tuple[float, float, str]:
-    return candidate.usd_per_million, candidate.estimate.inter_token_latency_s, str(candidate)
+    return (
+        round(math.log(candidate.usd_per_million) / math.log1p(SAME)),
+        candidate.estimate.inter_token_latency_s,
+        str(candidate),
+    )
 
 
 def _front(candidates: Iterable[Candidate]) -> list[Candidate]:
     """None of these costs more and is slower than another, quickest first."""
     found: list[Candidate] = []
-    for each in sorted(candidates, key=lambda each: (each.estimate.inter_token_latency_s, *_rank(each))):
+    for each in sorted(candidates, key=lambda each: (each.estimate.inter_token_latency_s, each.usd_per_million)):
         if not found or each.usd_per_million < found[-1].usd_per_million:
             found.append(each)
     return found

@@ -54,6 +54,11 @@ class Shape:
         return sum(rank.weights_bytes for rank in self.memory) * self.model.tensor_parallel
 
     @property
+    def format(self) -> str:
+        """The number format of the linear layers by name, the model's own where it is not quantised."""
+        return self.model.dtype if self.weights == "none" else self.weights
+
+    @property
     def name(self) -> str:
         """For tables: `TP8 PP2 fp8`."""
         return sharding_name(self.model, self.weights)

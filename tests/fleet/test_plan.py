@@ -126,7 +126,7 @@ def test_kernels_that_a_gpu_lacks_are_refused(capsys: pytest.CaptureFixture[str]
     ("arguments", "told"),
     [
         ((), "give either a stack or --model"),
-        (("local", "--model", "qwen3-8b"), "give either a stack or --model"),
+        (("local", "--model", "smolm2"), "did you mean smollm2?"),
         (("locl",), "did you mean local?"),
         (("a\0b",), "no stack named"),
         (("local", "--gpu", "L4"), "a stack names its own GPUs"),
@@ -159,7 +159,7 @@ def test_a_refused_stack_is_1_with_every_problem(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    "arguments", [("missing.yaml",), ("--model", "missing.json"), ("--model", "/"), ("--model", "qwen3-8b")]
+    "arguments", [("missing.yaml",), ("--model", "missing.json"), ("--model", "/"), ("local", "--model", "smollm2")]
 )
 def test_what_cannot_be_read_or_run_is_refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*arguments) == 1

@@ -16,6 +16,8 @@ PRODUCTS = [
     ("NVIDIA B200", 183359, "B200-180GB"),
     ("NVIDIA GB200", 189471, "GB200-186GB"),
     ("NVIDIA B300 SXM6 AC", 275040, "B300-288GB"),
+    ("NVIDIA GH200 480GB", 97871, "GH200-96GB"),
+    ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 97887, "RTX-PRO-6000-96GB"),
     ("NVIDIA A100-SXM4-80GB", 81920, "A100-80GB"),
     ("NVIDIA A100 80GB PCIe", 81920, "A100-80GB"),
     ("NVIDIA A100-SXM4-40GB", 40960, "A100-40GB"),
@@ -37,7 +39,12 @@ def test_products_get_the_names_of_plans(product: str, memory_mib: int, name: st
 
 @pytest.mark.parametrize(
     ("product", "memory_mib"),
-    [("NVIDIA L40", 46068), ("NVIDIA GH200 480GB", 97871), ("NVIDIA GeForce RTX 4090", 24564), ("NVIDIA A1000", 8188)],
+    [
+        ("NVIDIA L40", 46068),
+        ("NVIDIA GH200 144G HBM3e", 146831),
+        ("NVIDIA GeForce RTX 4090", 24564),
+        ("NVIDIA A1000", 8188),
+    ],
 )
 def test_a_product_without_a_name_is_not_taken_for_another(product: str, memory_mib: int) -> None:
     assert gpu_name(product, memory_mib) == product
