@@ -18,7 +18,7 @@ GO_BUILD = CGO_ENABLED=0 go build -mod=readonly -trimpath -o $@ -ldflags
 OBJECT_STORES ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tritonfleet/object-stores
 export OBJECT_STORES
 
-.PHONY: demo serve test check format setup control-plane object-stores aiperf aiconfigurator clean
+.PHONY: demo serve test check format setup control-plane object-stores aiperf aiconfigurator catalog-clients clean
 
 demo: .venv/local.stamp ## serve a real model over three ranks, ask it a question, show what ran where
 	$(RUN) -m fleet demo
@@ -66,6 +66,13 @@ $(OBJECT_STORES)/node_modules:
 	cp tests/runtime/tools/azurite/package*.json $(@D)
 	cd $(@D) && npm ci --ignore-scripts --no-audit --no-fund
 
+catalog-clients: .venv/catalog.stamp ## the clouds' client libraries, for `fleet catalog refresh` and its tests (90 MB)
+
+.venv/catalog.stamp: requirements/catalog.txt | .venv/bin/pip
+	$(PYTHON) -m venv --clear .venv/catalog
+	.venv/catalog/bin/pip --disable-pip-version-check install --require-hashes -r requirements/catalog.txt
+	@touch $@
+
 aiperf: .venv/aiperf/bin/aiperf ## NVIDIA's load generator, for its test and for `fleet bench` (1.2 GB)
 
 .venv/aiperf/bin/aiperf: requirements/aiperf.txt | .venv/bin/pip
@@ -93,7 +100,7 @@ clean: ## remove the environment, engines and logs
 	$(PIP) --no-deps -r requirements/wheels.txt
 	@touch $@
 
-.venv/test.stamp: requirements/test.txt requirements/checkov.txt requirements/moto.txt .venv/local.stamp
+.venv/test.stamp: requirements/test.txt requirements/checkov.txt requirements/moto.txt .venv/local.stamp .venv/catalog.stamp
 	$(PIP) -r requirements/test.txt
 	$(PYTHON) -m venv .venv/checkov
 	.venv/checkov/bin/pip --disable-pip-version-check install --require-hashes -r requirements/checkov.txt

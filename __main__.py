@@ -9,6 +9,7 @@ from pulumi.runtime.config import CONFIG
 from components.clouds import cloud_class
 from components.platform import Platform, PlatformArgs
 from components.serving import Serving, ServingArgs
+from fleet.preview import show
 from planner.errors import PlanError, Problem
 from planner.fleet import CloudPlan
 from planner.plan import FleetPlan, plan_values
@@ -20,14 +21,13 @@ def main() -> None:
     for model in plan.models:
         for warning in model.warnings:
             pulumi.warn(f"{model.name}: {warning}")
+    show(plan)
     cloud = cloud_class(plan.cloud)(site.name, site, plan.models)
     platform = Platform("platform", PlatformArgs(cloud=cloud, plan=site))
     secret = pulumi.Config("tritonfleet").get_secret
     token, keys = secret("hugging_face_token"), secret("api_keys")
-    serving = Serving(
-        "serving",
-        ServingArgs(cloud=cloud, platform=platform, plan=plan, hugging_face_token=token, api_keys=keys),
-    )
+    args = ServingArgs(cloud=cloud, platform=platform, plan=plan, hugging_face_token=token, api_keys=keys)
+    serving = Serving("serving", args)
     pulumi.export("endpoints", serving.endpoints)
     if serving.generated_keys is not None:
         pulumi.export("api_keys", serving.generated_keys)

@@ -34,6 +34,8 @@ def files_of(recording: Recording) -> dict[str, str]:
         "resources.json": _json([_resource(resource) for resource in recording.resources]),
         "stack-outputs.json": _json(_shown(recording.outputs)),
     }
+    if recording.notes:
+        files["preview.txt"] = "".join(f"{note}\n" for note in recording.notes)
     problems: list[Problem] = []
     for resource in recording.resources:
         for path, content in _kubernetes_files(resource, problems):

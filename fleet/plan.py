@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,10 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fleet import plan_packing, plan_search
-from fleet.plan_cloud import print_infrastructure
+from fleet.plan_cloud import print_infrastructure, stale_prices, types_of
 from planner import sharding, sources
+from planner.clouds import CLOUDS
 from planner.config import ModelConfig
 from planner.errors import PlanError, Problem, did_you_mean, shown
+from planner.instances import instances
 from planner.memory import GIB, RankMemory
 from planner.model import ModelFacts
 from planner.parsing import parse_stack
@@ -54,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         if args.stack is None and not models:
             raise UsageError([_usage("stack", "give either a stack or --model", "fleet plan local")])
         questions = _questions(args, models)
+        if questions:
+            _warn_of_age({cloud: instances(cloud) for cloud in questions[0].target.clouds or CLOUDS})
         if len(questions) > 1:
             return plan_packing.run(args, questions)
         if questions:
@@ -68,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     except PlanError as error:
         print_problems(error.problems, as_json=args.json)
         return USAGE if isinstance(error, UsageError) else REFUSED
+    if fleet and fleet.infrastructure:
+        _warn_of_age({fleet.infrastructure.name: types_of(fleet.infrastructure)})
     if args.json:
         document: dict[str, Any] = {"estimates": ESTIMATES, "models": [_document(report) for report in reports]}
         if fleet and fleet.infrastructure:
@@ -80,6 +87,11 @@ def run(args: argparse.Namespace) -> int:
         if fleet and fleet.infrastructure:
             print_infrastructure(fleet, fleet.infrastructure, console)
     return OK if all(report.plan for report in reports) else REFUSED
+
+
+def _warn_of_age(types: Mapping[str, Iterable[str]]) -> None:
+    for text in filter(None, (stale_prices(cloud, names) for cloud, names in types.items())):
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def _questions(args: argparse.Namespace, models: list[str]) -> list[plan_search.Question]:
@@ -189,13 +201,13 @@ def _usage(key: str, what: str, fix: str) -> Problem:
     return Problem(key=key, what=what, consequence="nothing was planned", fix=fix)
 
 
-def print_problems(problems: tuple[Problem, ...], *, as_json: bool) -> None:
+def print_problems(problems: tuple[Problem, ...], *, as_json: bool, undone: str = "nothing was planned") -> None:
     """All of them: as JSON on standard output, or for people on standard error."""
     if as_json:
         print(json.dumps({"problems": [asdict(problem) for problem in problems]}, indent=2))
         return
     count = len(problems)
-    print(f"{count} problem{'s' if count > 1 else ''}; nothing was planned\n", file=sys.stderr)
+    print(f"{count} problem{'s' if count > 1 else ''}; {undone}\n", file=sys.stderr)
     print("\n".join(str(problem) for problem in problems), file=sys.stderr)
 
 

@@ -1,12 +1,28 @@
 """The cloud's part of `fleet plan`: node groups with their price, start and end of pods, quotas."""
 
+import datetime
+from collections.abc import Iterable
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from planner.cloud_config import ExistingConfig
 from planner.fleet import CloudPlan
+from planner.instances import instances, stale
 from planner.plan import FleetPlan
+
+
+def stale_prices(cloud: str, types: Iterable[str]) -> str | None:
+    """A warning that names the oldest price of the instance types, None while none is old: the planner reads no clock,
+    so that a stack has one plan."""
+    known = instances(cloud)
+    return stale(cloud, [known[name] for name in types], datetime.datetime.now(datetime.UTC).date())
+
+
+def types_of(cloud: CloudPlan) -> set[str]:
+    """The instance types that a plan rests on."""
+    return {name for pool in cloud.pools for group in pool.node_groups for name in group.instance_types}
 
 
 def print_infrastructure(plan: FleetPlan, cloud: CloudPlan, console: Console) -> None:

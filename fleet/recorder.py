@@ -84,11 +84,13 @@ class Registered:
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """Everything that a program registered, by URN, its stack outputs, and the warnings and errors it logged."""
+    """Everything that a program registered, by URN, its stack outputs, the warnings and errors it logged, and what it
+    told besides (`notes`)."""
 
     resources: tuple[Registered, ...]
     outputs: dict[str, Any]
     messages: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 Computed = Callable[[Registered], Mapping[str, Any]]
@@ -133,7 +135,12 @@ def record(
     with _without_ambient_settings():
         contextvars.Context().run(start)
     resources = tuple(monitor.registered[urn] for urn in sorted(monitor.registered))
-    return Recording(resources=resources, outputs=monitor.outputs, messages=tuple(sorted(engine.messages)))
+    return Recording(
+        resources=resources,
+        outputs=monitor.outputs,
+        messages=tuple(sorted(engine.messages)),
+        notes=tuple(sorted(engine.notes)),
+    )
 
 
 def plain(value: Any) -> Any:
@@ -210,10 +217,13 @@ class _Engine:
 
     def __init__(self) -> None:
         self.messages: list[str] = []
+        self.notes: list[str] = []
 
     def Log(self, request: engine_pb2.LogRequest) -> None:
         if request.severity in (engine_pb2.WARNING, engine_pb2.ERROR):
             self.messages.append(request.message)
+        elif request.severity == engine_pb2.INFO:
+            self.notes.append(request.message)
 
 
 def _echoed(inputs: struct_pb2.Struct) -> struct_pb2.Struct:

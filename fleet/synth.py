@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
 def _synth(args: argparse.Namespace) -> int:
     try:
         # Pulumi's packages are large, and no other command needs them.
+        from fleet.recorder import plain
         from fleet.synthesis import synthesize
     except ModuleNotFoundError as missing:
         fix = f"{sys.executable} -m pip install -r requirements.txt"
@@ -64,8 +65,12 @@ def _synth(args: argparse.Namespace) -> int:
         "charts": sum(name.startswith("charts/") for name in synthesis.files) // 2,
     }
     if args.json:
-        print(json.dumps({"out": str(target), **counts, "warnings": list(recording.messages)}, indent=2))
+        estimate = {"estimate": plain(recording.outputs["estimate"])} if "estimate" in recording.outputs else {}
+        summary = {"out": str(target), **counts, **estimate, "warnings": list(recording.messages)}
+        print(json.dumps(summary, indent=2))
     else:
+        for note in recording.notes:
+            print(note)
         print(f"{target}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
     return OK
 

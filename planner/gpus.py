@@ -1,9 +1,15 @@
 """What a GPU's name says about it: memory, compute capability, MIG profiles."""
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
+
+from planner.errors import PlanError, Problem
+
+T = TypeVar("T")
 
 CATALOG = Path(__file__).parent / "catalog"
 
@@ -39,10 +45,41 @@ class Gpu:
 @cache
 def gpus() -> dict[str, Gpu]:
     """Every known GPU by name."""
-    profiles: dict[str, list[dict[str, str]]] = {}
-    for row in _rows("mig_profiles.csv"):
-        profiles.setdefault(row["gpu"], []).append(row)
-    return {row["gpu"]: _gpu(row, profiles.get(row["gpu"], [])) for row in _rows("gpus.csv")}
+    profiles = sound(CATALOG / "mig_profiles.csv", _profiles)
+
+    def read(path: Path) -> dict[str, Gpu]:
+        return {row["gpu"]: _gpu(row, profiles.get(row["gpu"], [])) for row in _rows(path)}
+
+    return sound(CATALOG / "gpus.csv", read)
+
+
+def sound(path: Path, read: Callable[[Path], T]) -> T:
+    """What a file of the catalogue reads as. Raises PlanError where it is malformed, so that no plan rests on it."""
+    try:
+        return read(path)
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        what = f"column {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise PlanError(
+            [
+                Problem(
+                    key=f"planner/catalog/{path.name}",
+                    what=what,
+                    consequence="no instance type, price or GPU can be planned with",
+                    fix=f"git checkout -- planner/catalog/{path.name}",
+                )
+            ]
+        ) from error
+
+
+def _profiles(path: Path) -> dict[str, list[dict[str, str]]]:
+    """Rows by GPU; a number that is none is found here, where the error can name the file."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in _rows(path):
+        int(row["max_instances"])
+        float(row["memory_gib"] or 0)
+        columns = ("gpu", "profile", "max_instances", "memory_gib", "k8s_resource", *MIG_NAMES)
+        found.setdefault(row["gpu"], []).append({column: row[column] for column in columns})
+    return found
 
 
 def _gpu(row: dict[str, str], profiles: list[dict[str, str]]) -> Gpu:
@@ -57,6 +94,6 @@ def _gpu(row: dict[str, str], profiles: list[dict[str, str]]) -> Gpu:
     )
 
 
-def _rows(name: str) -> list[dict[str, str]]:
-    with (CATALOG / name).open(encoding="utf-8", newline="") as file:
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))

@@ -4,17 +4,20 @@ import csv
 import datetime
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from planner.gpus import CATALOG, gpus
+from planner.gpus import CATALOG, gpus, sound
 
 N = TypeVar("N", int, float)
 
 RDMA = ("none", "efa", "tcpx", "tcpxo", "roce", "ib")
+STALE_DAYS = 90
+"""After which a plan warns of the age of its prices: list prices move once or twice a year, spot prices daily."""
+
 RESERVATION_KINDS = ("odcr", "capacity-block", "flex-start", "dws-calendar", "reservation")
 
 
@@ -101,11 +104,17 @@ def read_instances(path: Path) -> dict[tuple[str, str], InstanceType]:
             if (instance.cloud, instance.name) in found:
                 raise row.fault("instance_type", "is listed twice")
             found[instance.cloud, instance.name] = instance
+    if not found:
+        raise ValueError(f"{path.name} lists no instance type")
     return found
 
 
-def read_zones(path: Path, cloud: str) -> dict[str, tuple[str, frozenset[str]]]:
-    """Zone id -> region and instance types. Raises ValueError as `read_instances` does."""
+def read_zones(
+    path: Path, cloud: str, *, types: Collection[str] | None = None
+) -> dict[str, tuple[str, frozenset[str]]]:
+    """Zone id -> region and instance types, those of the catalogue or of `types`. Raises ValueError as
+    `read_instances` does."""
+    known = set(instances(cloud) if types is None else types)
     found: dict[str, tuple[str, frozenset[str]]] = {}
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
@@ -114,23 +123,35 @@ def read_zones(path: Path, cloud: str) -> dict[str, tuple[str, frozenset[str]]]:
             zone = row.text("zone_id")
             if zone in found:
                 raise row.fault("zone_id", "is listed twice")
-            types = frozenset((values["types"] or "").split())
-            if not types <= instances(cloud).keys():
+            offered = frozenset((values.get("types") or "").split())
+            if not offered <= known:
                 raise row.fault("types", "has a type that gpu_instances.csv does not list")
             row.date("as_of", needed=True)
-            found[zone] = row.text("region"), types
+            found[zone] = row.text("region"), offered
     return found
+
+
+def stale(cloud: str, types: Iterable[InstanceType], today: datetime.date) -> str | None:
+    """A warning that names the oldest price of the types and its age, None while none is older than STALE_DAYS."""
+    dates = {date for type_ in types for date in (type_.price_as_of, type_.spot_as_of) if date}
+    if not dates:
+        return None
+    age = (today - datetime.date.fromisoformat(min(dates))).days
+    if age <= STALE_DAYS:
+        return None
+    fix = f"`python -m fleet catalog refresh --cloud {cloud}` reads them anew"
+    return f"prices of {cloud} are of {min(dates)}, {age} days old: {fix}"
 
 
 @cache
 def _catalog() -> dict[tuple[str, str], InstanceType]:
-    return read_instances(CATALOG / "gpu_instances.csv")
+    return sound(CATALOG / "gpu_instances.csv", read_instances)
 
 
 @cache
 def _zones(cloud: str) -> dict[str, tuple[str, frozenset[str]]]:
     path = CATALOG / f"{cloud}_zones.csv"
-    return read_zones(path, cloud) if path.is_file() else {}
+    return sound(path, lambda path: read_zones(path, cloud)) if path.is_file() else {}
 
 
 class _Row:

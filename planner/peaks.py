@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from planner.gpus import CATALOG, gpus
+from planner.gpus import CATALOG, gpus, sound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Peaks:
 @cache
 def peaks() -> dict[str, Peaks]:
     """The peaks of every GPU of the catalogue by name."""
-    return read_peaks(CATALOG / "gpu_peaks.csv")
+    return sound(CATALOG / "gpu_peaks.csv", read_peaks)
 
 
 def read_peaks(path: Path) -> dict[str, Peaks]:

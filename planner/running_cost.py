@@ -10,7 +10,7 @@ from pathlib import Path
 from planner.cloud_config import StorageConfig
 from planner.clouds import cloud_facts
 from planner.clouds.facts import ReadRate
-from planner.gpus import CATALOG
+from planner.gpus import CATALOG, sound
 from planner.instances import InstanceType, instances
 from planner.pricing import HOURS_PER_MONTH
 from planner.serving import INITIALISE_SECONDS, NODE_START_SECONDS, build_seconds
@@ -140,12 +140,15 @@ def egress_usd_per_gb(cloud: str) -> float:
 
 @cache
 def _interruptions() -> dict[tuple[str, str], Interruptions]:
-    return read_interruptions(CATALOG / "spot_interruptions.csv")
+    return sound(CATALOG / "spot_interruptions.csv", read_interruptions)
 
 
 @cache
 def _egress() -> dict[str, float]:
-    return {row["cloud"]: _number(row, "usd_per_gb", place, 10) for row, place in _rows(CATALOG / "egress.csv")}
+    def read(path: Path) -> dict[str, float]:
+        return {row["cloud"]: _number(row, "usd_per_gb", place, 10) for row, place in _rows(path)}
+
+    return sound(CATALOG / "egress.csv", read)
 
 
 def read_interruptions(path: Path) -> dict[tuple[str, str], Interruptions]:

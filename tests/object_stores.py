@@ -76,7 +76,7 @@ def s3_store() -> Generator[Store]:
         pytest.skip("no moto here: `make setup` installs it")
     (port,) = free_ports(1)
     command = [MOTO, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with Proxy(f"http://127.0.0.1:{port}").serving() as proxy, _running(command, port):
+    with Proxy(f"http://127.0.0.1:{port}").serving() as proxy, running(command, port):
         _request("PUT", f"{proxy.upstream}/{BUCKET}", b"")
         env = {"AWS_ENDPOINT_URL": proxy.url, "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "a"}
         yield Store("s3", proxy, env | {"AWS_SECRET_ACCESS_KEY": "b"})
@@ -93,7 +93,7 @@ def gcs_store(*, direct: bool = False) -> Generator[Store]:
         command = [server, "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
         url = proxy.upstream if direct else proxy.url
         host = urlsplit(url).netloc
-        with _running([*command, "-public-host", host, "-external-url", url, "-log-level", "error"], port):
+        with running([*command, "-public-host", host, "-external-url", url, "-log-level", "error"], port):
             body = json.dumps({"name": BUCKET}).encode()
             _request("POST", f"{proxy.upstream}/storage/v1/b?project=p", body, {"Content-Type": "application/json"})
             env = {"GOOGLE_BASE_URL": url, "GOOGLE_ALLOW_HTTP": "true", "GOOGLE_SKIP_SIGNATURE": "true"}
@@ -107,7 +107,7 @@ def azure_store() -> Generator[Store]:
         pytest.skip("no Azure Blob server here: `make object-stores` installs Azurite")
     (port,) = free_ports(1)
     command = ["node", server, "--inMemoryPersistence", "--blobPort", str(port), "--silent", "--skipApiVersionCheck"]
-    with Proxy(f"http://127.0.0.1:{port}").serving() as proxy, _running(command, port):
+    with Proxy(f"http://127.0.0.1:{port}").serving() as proxy, running(command, port):
         _azure_put(proxy.upstream, BUCKET, None)
         env = {"AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": KEY, "AZURE_ALLOW_HTTP": "true"}
         yield Store("az", proxy, env | {"AZURE_ENDPOINT": f"{proxy.url}/{ACCOUNT}"})
@@ -128,7 +128,7 @@ class Servers(dict[str, Store]):
 
 
 @contextmanager
-def _running(command: list[Any], port: int) -> Generator[None]:
+def running(command: list[Any], port: int) -> Generator[None]:
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent
     )

@@ -24,13 +24,24 @@ def test_from_nothing_to_a_fleet_and_back(project: Project) -> None:
     assert_synth_shows_the_same(project, STACK, planned)
     assert project.events() == []
 
-    project.pulumi("up", "--yes")
+    said = project.pulumi("up", "--yes")
+    for figure in ("ranks 0-7 ", "cold start  about ", "  cost        a month", "built once in about ", "  drift  "):
+        assert said.count(figure) == 1, figure
     created = project.events()
     assert {operation for operation, _ in created} == {"create"}
     exported = project.pulumi("stack", "export")
     assert TOKEN not in exported
     outputs = json.loads(project.pulumi("stack", "output", "--json"))
-    assert outputs.keys() == {"endpoints", "api_keys", "bucket", "kubeconfig", "engine_keys", "cost", "quotas"}
+    assert outputs.keys() == {
+        "endpoints",
+        "api_keys",
+        "bucket",
+        "kubeconfig",
+        "engine_keys",
+        "estimate",
+        "cost",
+        "quotas",
+    }
     assert outputs["kubeconfig"] == outputs["api_keys"] == "[secret]"
     assert project.preview() == []
 

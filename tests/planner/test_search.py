@@ -36,7 +36,13 @@ def test_known_models_have_feasible_explained_answers(name: str) -> None:
     assert not suitability_problems(best.shape.model, facts, "m")
     assert {each.offer.instance.cloud for each in result.ranked} == {"aws", "gcp", "azure"}
     lines = " ".join((*why(result.ranked), refused_words(result), *basis(result)))
-    for words in ("USD per million output tokens", "against the next", "GiB more than one request", "roofline", "as of"):
+    for words in (
+        "USD per million output tokens",
+        "against the next",
+        "GiB more than one request",
+        "roofline",
+        "as of",
+    ):
         assert words in lines
     if name == "deepseek-v3":
         # Its weights are stored in FP8 blocks, which an Ampere GPU has no kernels for; nothing is built for it.
@@ -99,7 +105,9 @@ def test_spot_costs_less_than_on_demand_and_more_than_its_price() -> None:
 
 
 def test_clouds_regions_gpus_and_formats_are_those_allowed() -> None:
-    result = found("llama-3.1-8b", cloud="gcp,azure", region="europe-west4,westeurope", quantization="fp8", gpu="L4,H100-94GB")
+    result = found(
+        "llama-3.1-8b", cloud="gcp,azure", region="europe-west4,westeurope", quantization="fp8", gpu="L4,H100-94GB"
+    )
     assert {each.offer.region for each in result.ranked} == {"europe-west4", "westeurope"}
     assert {each.shape.model.gpu for each in result.ranked} == {"L4", "H100-94GB"}
     assert {each.shape.weights for each in result.ranked} == {"fp8"}
