@@ -58,7 +58,7 @@ _Leaf = tuple[str, Steps, Any, Any, bool]
 
 
 def compare(before: Iterable[Resource], after: Iterable[Resource]) -> tuple[ResourceChange, ...]:
-    """Every resource that is added, changed, replaced or deleted, by URN; not the program's own components."""
+    """Every resource that is added, changed, replaced or deleted, by URN; components too, which Pulumi counts too."""
     olds = {old["urn"]: old for old in before}
     news = {new["urn"]: new for new in after}
     was = _renamed(olds, news)
@@ -74,13 +74,9 @@ def compare(before: Iterable[Resource], after: Iterable[Resource]) -> tuple[Reso
         if now == moved:
             break
         moved = now
-    result = [
-        _result(cast(Action, action), news[urn], found.get(urn, ()))
-        for urn, action in moved.items()
-        if _is_shown(news[urn])
-    ]
+    result = [_result(cast(Action, action), news[urn], found.get(urn, ())) for urn, action in moved.items()]
     kept = set(was.values())
-    result += [_result("deleted", old, ()) for urn, old in olds.items() if urn not in kept and _is_shown(old)]
+    result += [_result("deleted", old, ()) for urn, old in olds.items() if urn not in kept]
     return tuple(sorted(result, key=lambda change: change.urn))
 
 
@@ -92,10 +88,6 @@ def shown(value: Any) -> Any:
             return MASK
         return LATER if UNKNOWN in fields else {key: shown(item) for key, item in fields.items()}
     return [shown(item) for item in cast(list[Any], value)] if isinstance(value, list) else value
-
-
-def _is_shown(resource: Resource) -> bool:
-    return bool(resource["custom"] or resource["remote"])
 
 
 def _result(action: Action, resource: Resource, fields: tuple[FieldChange, ...]) -> ResourceChange:
@@ -114,7 +106,7 @@ def _result(action: Action, resource: Resource, fields: tuple[FieldChange, ...])
         retained=gone and resource["retain_on_delete"],
         # Two Kubernetes objects cannot bear one name at a time, and every one of ours is named.
         deleted_first=action == "replaced" and (resource["delete_before_replace"] or named),
-        known_rule=rule_of(resource["type"]) is not None,
+        known_rule=not resource["custom"] or rule_of(resource["type"]) is not None,
     )
 
 

@@ -1,13 +1,14 @@
 """`fleet diff` and the real engine, asked about the same edits: both say the same of every resource."""
 
 import json
+import re
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fleet.diff.compare import Action, compare
+from fleet.diff.compare import Action, ResourceChange, compare
 from fleet.diff.revisions import rendered
 from tests.components.existing.api_server import Answers, api_server, kubeconfig
 from tests.engine.conftest import Project, SimulatedClouds, make_project, skip_without_cli, with_program
@@ -22,18 +23,18 @@ OPERATIONS: Mapping[str, Action] = {
 }
 EKS, CHILD = "eks:index:Cluster", "eks:index:Cluster$aws:eks/cluster:Cluster"
 
+# Without `keep_data` nothing is protected: what is, the engine refuses, and says little of the rest.
 STACK = """\
 config:
   tritonfleet:cloud: aws
   tritonfleet:region: us-east-1
   tritonfleet:network: {cidr: 10.40.0.0/16, zones: [use1-az4, use1-az6]}
   tritonfleet:cluster: {api_cidrs: [198.51.100.0/24]}
-  # Otherwise the engine refuses what it would do, and does not say what that is.
-  tritonfleet:allow_replacement: [cluster, storage, pools.h100, pools.mig]
   tritonfleet:pools:
     - {name: h100, instance_types: [p5.48xlarge], zones: [use1-az6], max_nodes: 3}
     - {name: mig, instance_types: [p5.4xlarge], mig_profile: 2g.20gb, max_nodes: 2}
-  tritonfleet:storage: {shared: lustre, zone: use1-az6, lustre_capacity_gib: 9600, lustre_throughput_mb_s_per_tib: 1000}
+  tritonfleet:storage:
+    {shared: lustre, zone: use1-az6, lustre_capacity_gib: 9600, lustre_throughput_mb_s_per_tib: 1000, keep_data: false}
   tritonfleet:models:
     - {name: llama-405b, source: "hf://meta-llama/Llama-3.1-405B-Instruct", backend: tensorrt, pool: h100,
        revision: be673f326cab4cd22ccfef76109faf68e41aa5f1, tensor_parallel: 8, pipeline_parallel: 2, max_batch_size: 64,
@@ -55,9 +56,12 @@ class Deployed:
         project.pulumi("up", "--yes", "--skip-preview")
         self.before = self._rendered()
 
+    def changes(self) -> tuple[ResourceChange, ...]:
+        return compare(self.before, self._rendered())
+
     def diff(self) -> dict[str, Action]:
         """What `fleet diff` finds, by URN."""
-        return {change.urn: change.action for change in compare(self.before, self._rendered())}
+        return {change.urn: change.action for change in self.changes()}
 
     def engine(self) -> dict[str, Action]:
         """What the engine plans, by URN: of pulumi-eks' component what becomes of the cluster in it."""
@@ -107,7 +111,7 @@ def kind(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     """The `local` stack on a cluster that is there, which is an API server that knows nothing."""
     skip_without_cli()
     folder = tmp_path_factory.mktemp("kind")
-    with api_server(Answers()) as url:
+    with api_server(Answers(classes={"standard": "rancher.io/local-path", "fast": "example.com/fast"})) as url:
         (folder / ".kube").mkdir()
         kubeconfig(folder / ".kube" / "config", url, contexts=["kind-tritonfleet"])
         project = _project(folder, request)
@@ -169,7 +173,6 @@ def larger_volume(stack: Deployed) -> None:
 def pool_renamed(stack: Deployed) -> None:
     def rename(values: Values) -> None:
         values["tritonfleet:pools"][0]["name"] = values["tritonfleet:models"][0]["pool"] = "hopper"
-        values["tritonfleet:allow_replacement"][2] = "pools.hopper"
 
     stack.values(rename)
 
@@ -247,6 +250,17 @@ def test_an_edit_is_judged_as_the_engine_does(aws: Deployed, edit: Callable[[Dep
     for type_, actions in EDITS[edit].items():
         assert {action for urn, action in found.items() if _type(urn) == type_} == actions
     assert bool(found) == bool(EDITS[edit])
+
+
+@pytest.mark.usefixtures("unedited")
+def test_the_engine_refuses_what_is_called_protected(aws: Deployed) -> None:
+    region(aws)
+    aws.values(lambda values: values["tritonfleet:storage"].update(keep_data=True))
+    protected = {change.urn for change in aws.changes() if change.action == "replaced" and change.protected}
+    said = aws.project.pulumi("preview", fails=True)
+    refused = set(re.findall(r'unable to replace resource "([^"]+)"\n', said))
+    assert refused
+    assert refused <= protected
 
 
 def test_a_storage_class_is_judged_as_the_engine_does(kind: Deployed) -> None:
