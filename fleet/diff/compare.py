@@ -62,19 +62,19 @@ def compare(before: Iterable[Resource], after: Iterable[Resource]) -> tuple[Reso
     olds = {old["urn"]: old for old in before}
     news = {new["urn"]: new for new in after}
     was = _renamed(olds, news)
-    moved = {urn: "added" for urn in news if urn not in was}
+    moved: dict[str, Action] = {urn: "added" for urn in news if urn not in was}
     found: dict[str, tuple[FieldChange, ...]] = {}
     # What is replaced gets an id that nobody knows yet, which may replace what refers to it, and so on.
     while True:
         found = {urn: tuple(_changes(olds[old], news[urn], news, was, moved, olds)) for urn, old in was.items()}
-        now = {urn: "added" for urn in moved if urn not in was}
+        now: dict[str, Action] = {urn: "added" for urn in moved if urn not in was}
         for urn, changes in found.items():
             if changes:
                 now[urn] = "replaced" if any(change.replaces for change in changes) else "changed"
         if now == moved:
             break
         moved = now
-    result = [_result(cast(Action, action), news[urn], found.get(urn, ())) for urn, action in moved.items()]
+    result = [_result(action, news[urn], found.get(urn, ())) for urn, action in moved.items()]
     kept = set(was.values())
     result += [_result("deleted", old, ()) for urn, old in olds.items() if urn not in kept]
     return tuple(sorted(result, key=lambda change: change.urn))
@@ -115,9 +115,10 @@ def _renamed(olds: Mapping[str, Resource], news: Mapping[str, Resource]) -> dict
     was: dict[str, str] = {}
     for urn in sorted(news, key=lambda urn: urn.split("::")[2].count("$")):
         new = news[urn]
-        parents = dict.fromkeys((new["parent"], was.get(new["parent"], new["parent"])))
-        names = [urn, *(alias for parent in parents for alias in _aliases(new, parent))]
-        names += [_urn(new["type"], new["name"], urn, parent) for parent in parents]
+        parent: str = new["parent"]
+        parents = list(dict.fromkeys((parent, was.get(parent, parent))))
+        names = [urn, *(alias for above in parents for alias in _aliases(new, above))]
+        names += [_urn(new["type"], new["name"], urn, above) for above in parents]
         old = next((name for name in names if name in olds), None)
         if old is not None:
             was[urn] = old
@@ -142,7 +143,7 @@ def _changes(
     new: Resource,
     news: Mapping[str, Resource],
     was: Mapping[str, str],
-    moved: Mapping[str, str],
+    moved: Mapping[str, Action],
     olds: Mapping[str, Resource],
 ) -> Iterator[FieldChange]:
     provider = new["provider"] or ""
@@ -178,14 +179,16 @@ def _with_options(rule: Rule, new: Resource, provider: Resource | None) -> Rule:
         "immutable"
     ):
         return rule
-    settings = provider["inputs"] if provider else {}
+    settings: dict[str, Any] = provider["inputs"] if provider else {}
     if str(settings.get(f"enable{kind}Mutable", "")).lower() != "true":
         return rule
     kept = ("metadata", "type") if kind == "Secret" else ("metadata",)
     return Rule(replaced_by=tuple(one for one in rule.replaced_by if one.steps[0] in kept), refused=rule.refused)
 
 
-def _may_differ(steps: Steps, old: Resource, new: Resource, was: Mapping[str, str], moved: Mapping[str, str]) -> bool:
+def _may_differ(
+    steps: Steps, old: Resource, new: Resource, was: Mapping[str, str], moved: Mapping[str, Action]
+) -> bool:
     """Whether a value that no preview knows will be another one: what it is taken from is not the same as before."""
     after: list[str] = new["property_dependencies"].get(steps[0], ())
     before: list[str] = old["property_dependencies"].get(steps[0], ())
@@ -229,11 +232,8 @@ def _list_leaves(old: list[Any], new: list[Any], path: str, steps: Steps) -> Ite
 
 def _by_name(items: list[Any]) -> dict[str, Any]:
     """The items by their names, nothing unless each is an object with a name of its own."""
-    named = {
-        str(cast(dict[str, Any], item)["name"]): item
-        for item in items
-        if isinstance(item, dict) and isinstance(cast(dict[str, Any], item).get("name"), str)
-    }
+    objects = [cast(dict[str, Any], item) for item in items if isinstance(item, dict)]
+    named = {item["name"]: item for item in objects if isinstance(item.get("name"), str)}
     return named if len(named) == len(items) else {}
 
 

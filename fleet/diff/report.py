@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from fleet.diff.compare import ResourceChange, compare, shown
+from fleet.diff.revisions import Rendered
 from planner.errors import Problem
 
 RiskKind = Literal["data loss", "refused", "downtime", "exposure", "capacity", "left behind"]
@@ -101,19 +102,14 @@ class StackDiff:
         return sum(change.action == action for change in self.changes)
 
 
-def stack_diff(stack: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> StackDiff:
-    """The difference of what revisions.rendered says of a stack; None: that revision has no such stack."""
-    problems = {
-        side: tuple(Problem(**problem) for problem in rendered["problems"])
-        for side, rendered in (("base", before), ("head", after))
-        if rendered and "problems" in rendered
-    }
+def stack_diff(stack: str, before: Rendered | None, after: Rendered | None) -> StackDiff:
+    """The difference of a stack; None: that revision has no such stack."""
+    problems = {side: one.problems for side, one in (("base", before), ("head", after)) if one and one.problems}
     if problems:
         return StackDiff(stack=stack, status="failed", problems=problems)
-    olds, news = (rendered["resources"] if rendered else [] for rendered in (before, after))
-    changes = compare(olds, news)
-    outputs = [shown(rendered["outputs"]) if rendered else {} for rendered in (before, after)]
-    notes = [f"new warning: {text}" for text in _new_messages(before, after)]
+    old, new = before or Rendered(), after or Rendered()
+    changes = compare(old.resources, new.resources)
+    notes = [f"new warning: {text}" for text in new.messages if text not in old.messages]
     unknown = sorted({change.type for change in changes if not change.known_rule and change.fields})
     if unknown:
         notes.append(f"no replacement rule is known for {', '.join(unknown)}: taken for updates")
@@ -121,6 +117,7 @@ def stack_diff(stack: str, before: Mapping[str, Any] | None, after: Mapping[str,
         notes.append("the stack file is gone; what it deployed stays until `pulumi destroy`")
     status: Status = "new" if before is None else "gone" if after is None else "changed" if changes else "same"
     risks = () if before is None else _risks(changes)
+    outputs = shown(old.outputs), shown(new.outputs)
     return StackDiff(
         stack=stack,
         status=status,
@@ -130,11 +127,6 @@ def stack_diff(stack: str, before: Mapping[str, Any] | None, after: Mapping[str,
         risks=tuple(sorted(risks, key=lambda risk: (RISKS.index(risk.kind), risk.resource))),
         notes=tuple(notes),
     )
-
-
-def _new_messages(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> list[str]:
-    olds = before["messages"] if before else []
-    return [text for text in (after["messages"] if after else []) if text not in olds]
 
 
 def _engines(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[EngineChange]:
@@ -213,7 +205,7 @@ def _of_groups(change: ResourceChange) -> Iterator[Risk]:
     if change.action == "deleted":
         yield Risk(kind="downtime", resource=change.name, what="the model is no longer served")
         return
-    replicas: Any = cast(Any, change.inputs.get("spec", {})).get("replicas", 1)
+    replicas = change.inputs.get("spec", {}).get("replicas", 1)
     if change.action == "replaced":
         yield Risk(kind="downtime", resource=change.name, what="replaced: not served until the new groups have loaded")
     elif any(one.path.startswith("spec.leaderWorkerTemplate") for one in change.fields):
@@ -239,12 +231,10 @@ def _fallbacks(changes: tuple[ResourceChange, ...]) -> Iterator[Risk]:
 
 
 def _labels(change: ResourceChange) -> tuple[str, str]:
-    inputs: Mapping[str, Any] = change.inputs
-    labels = (
-        inputs.get("labels")
-        or inputs.get("nodeLabels")
-        or cast(Any, inputs.get("nodeConfig") or {}).get("labels")
-        or {}
+    """Pool and capacity type of a node group."""
+    inputs = change.inputs
+    labels: dict[str, str] = (
+        inputs.get("labels") or inputs.get("nodeLabels") or inputs.get("nodeConfig", {}).get("labels", {})
     )
     return labels.get("tritonfleet.io/pool", ""), labels.get("tritonfleet.io/capacity-type", "")
 

@@ -12,15 +12,27 @@ import tempfile
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fleet.diff.compare import Resource
 from planner.errors import PlanError, Problem, shown
 
 RENDER = Path(__file__).with_name("render.py")
 RENDER_SECONDS = 900
 _STACK_FILE = re.compile(r"Pulumi\.(.+)\.yaml")
 _AMBIENT = ("PULUMI_", "AWS_", "KUBE", "GOOGLE_", "CLOUDSDK_", "ARM_", "AZURE_", "GIT_", "PYTHON")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """A stack as a revision's program registers it, or the `problems` for which it does not."""
+
+    resources: tuple[Resource, ...] = ()
+    outputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    messages: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
 
 class RevisionError(PlanError):
@@ -72,8 +84,8 @@ def stacks_in(tree: Path) -> list[str]:
     return sorted(match[1] for match in found if match)
 
 
-def rendered(tree: Path, stacks: Sequence[str]) -> dict[str, Any]:
-    """By stack, what render.py says of it: `resources`, `outputs` and `messages`, or `problems`."""
+def rendered(tree: Path, stacks: Sequence[str]) -> dict[str, Rendered]:
+    """The stacks of a tree, by name."""
     if not stacks:
         return {}
     if not (tree / "__main__.py").is_file() or not (tree / "planner" / "stack_file.py").is_file():
@@ -97,10 +109,11 @@ def rendered(tree: Path, stacks: Sequence[str]) -> dict[str, Any]:
         if not out.exists():
             said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
             return dict.fromkeys(stacks, _failed(f"its program does not run: {said}", "correct that revision"))
-        return json.loads(out.read_text(encoding="utf-8"))
+        made: dict[str, dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))
+        return {stack: _read(one) for stack, one in made.items()}
 
 
-def rendered_both(before: Path, after: Path, stacks: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def rendered_both(before: Path, after: Path, stacks: Iterable[str]) -> tuple[dict[str, Rendered], dict[str, Rendered]]:
     """The same of two trees at once, of each the stacks that it has."""
     wanted = [[stack for stack in stacks_in(tree) if stack in set(stacks)] for tree in (before, after)]
     with ThreadPoolExecutor(max_workers=2) as both:
@@ -108,9 +121,15 @@ def rendered_both(before: Path, after: Path, stacks: Iterable[str]) -> tuple[dic
     return olds, news
 
 
-def _failed(what: str, fix: str) -> Mapping[str, Any]:
+def _read(made: Mapping[str, Any]) -> Rendered:
+    if "problems" in made:
+        return Rendered(problems=tuple(Problem(**problem) for problem in made["problems"]))
+    return Rendered(resources=tuple(made["resources"]), outputs=made["outputs"], messages=tuple(made["messages"]))
+
+
+def _failed(what: str, fix: str) -> Rendered:
     cost = "it registers nothing that could be compared"
-    return {"problems": [{"key": "program", "what": what, "consequence": cost, "fix": fix}]}
+    return Rendered(problems=(Problem(key="program", what=what, consequence=cost, fix=fix),))
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fleet.diff.compare import Action, ResourceChange, compare
+from fleet.diff.compare import Action, Resource, ResourceChange, compare
 from fleet.diff.revisions import rendered
 from tests.components.existing.api_server import Answers, api_server, kubeconfig
 from tests.engine.conftest import Project, SimulatedClouds, make_project, skip_without_cli, with_program
@@ -90,10 +90,10 @@ class Deployed:
         assert old in text
         path.write_text(text.replace(old, new, 1))
 
-    def _rendered(self) -> list[dict[str, Any]]:
+    def _rendered(self) -> tuple[Resource, ...]:
         made = rendered(self.project.folder, [self.stack])[self.stack]
-        assert "problems" not in made, made
-        return made["resources"]
+        assert not made.problems
+        return made.resources
 
 
 @pytest.fixture(scope="module")
