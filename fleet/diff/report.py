@@ -76,7 +76,7 @@ class EngineChange:
 class CostChange:
     """USD per month of 730 hours for GPU nodes of the preferred capacity, an estimate from the catalogue's prices.
 
-    None where a price is not known, or there is no stack. `lines` are USD per hour by node group.
+    None where a price is not known, 0 where there is nothing. `lines` are USD per hour by node group.
     """
 
     before: float | None
@@ -143,12 +143,12 @@ def _cost(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> 
         for cost in (before, after)
     )
     return CostChange(
-        before=(before or {}).get("usd_per_month"),
-        after=(after or {}).get("usd_per_month"),
+        before=before.get("usd_per_month") if before else 0.0,
+        after=after.get("usd_per_month") if after else 0.0,
         lines=tuple(
-            (group, olds.get(group), news.get(group))
+            (group, olds.get(group, 0.0), news.get(group, 0.0))
             for group in sorted({*olds, *news})
-            if olds.get(group) != news.get(group) or (group in olds) != (group in news)
+            if olds.get(group, 0.0) != news.get(group, 0.0)
         ),
         note=(after or before or {}).get("note", ""),
     )

@@ -58,9 +58,9 @@ def rule_of(type_: str) -> Rule | None:
 
 
 def steps_of(path: str) -> Steps:
-    """The steps of a property path as Pulumi writes it: `a.b[0]["c.d"]` is a, b, c.d; `*` is any."""
-    found = re.findall(r'\["((?:[^"\\]|\\.)*)"\]|\[(\d+|\*)\]|([^.\[\]]+)', path)
-    return tuple(quoted.replace('\\"', '"') or name for quoted, index, name in found if quoted or name or index == "*")
+    """The steps of a property path as Pulumi writes it: of `a.b[0]["c.d"]` a, b and c.d."""
+    found = re.findall(r'\["((?:[^"\\]|\\.)*)"\]|\[(?:\d+|\*|[^"\]]+)\]|([^.\[\]]+)', path)
+    return tuple(quoted.replace('\\"', '"') or name for quoted, name in found if quoted or name)
 
 
 def below(steps: Steps, above: Iterable[Steps]) -> bool:

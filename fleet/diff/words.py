@@ -4,7 +4,7 @@ import difflib
 import json
 from typing import Any
 
-from fleet.diff.compare import FieldChange
+from fleet.diff.compare import LATER, MASK, FieldChange
 from fleet.diff.report import CostChange, EngineChange, StackDiff
 
 LONGEST = 60
@@ -24,8 +24,12 @@ def field_text(field: FieldChange) -> str:
     texts = (field.before, field.after)
     if all(isinstance(text, str) and "\n" in text for text in texts):
         return f"{field.path}: {_lines(*texts)}{marks}"
+    if all(isinstance(value, list) for value in texts):
+        return f"{field.path}: {_items(*texts)}{marks}"
+    if field.before == field.after == MASK:
+        return f"{field.path}: another {MASK}{marks}"
     if field.before == field.after:
-        return f"{field.path}: {short(field.after)}, from something else{marks}"
+        return f"{field.path}: {LATER}, since what it is taken from changes{marks}"
     return f"{field.path}: {short(field.before)} -> {short(field.after)}{marks}"
 
 
@@ -56,7 +60,15 @@ def money_text(cost: CostChange | None) -> str:
 
 
 def usd(amount: float | None, *, digits: int = 0) -> str:
+    """The amount with its unit; no price is known where it is None."""
     return "no price" if amount is None else f"{amount:,.{digits}f} USD"
+
+
+def _items(before: list[Any], after: list[Any]) -> str:
+    """What a list of another length lost and gained."""
+    gone = [f"- {short(item)}" for item in before if item not in after]
+    come = [f"+ {short(item)}" for item in after if item not in before]
+    return "; ".join((gone + come)[:4]) or "in another order, or as often"
 
 
 def _lines(before: str, after: str) -> str:

@@ -47,26 +47,51 @@ REPLACING = {
     "aws:s3/bucketVersioning:BucketVersioning": r"bucket",
     # "Changes to this field will trigger recreation" or "forces a new resource" in the documentation of the Terraform
     # provider that pulumi-gcp wraps.
+    "gcp:compute/firewall:Firewall": r"name|direction|project",
+    "gcp:compute/globalAddress:GlobalAddress": r"name|address\w*|description|network|prefixLength|purpose|project",
+    "gcp:compute/router:Router": r"name|network|region|project",
+    "gcp:compute/routerNat:RouterNat": r"name|router|region|project|type",
+    "gcp:dns/managedZone:ManagedZone": r"name|dnsName|visibility|project",
+    "gcp:dns/recordSet:RecordSet": r"name|managedZone|project",
+    "gcp:kms/cryptoKeyIAMMember:CryptoKeyIAMMember": r"cryptoKeyId|role|member|condition\b.*",
+    "gcp:projects/iAMMember:IAMMember": r"project|role|member|condition\b.*",
+    "gcp:projects/service:Service": r"project|service",
+    "gcp:projects/serviceIdentity:ServiceIdentity": r"project|service",
+    "gcp:servicenetworking/connection:Connection": r"network|service",
     "gcp:compute/network:Network": r"name|project|autoCreateSubnetworks|networkProfile",
     "gcp:compute/subnetwork:Subnetwork": r"name|project|region|network",
     "gcp:container/cluster:Cluster": (
         r"name|location|project|network|subnetwork|networkingMode|datapathProvider|defaultMaxPodsPerNode"
-        r"|enableMultiNetworking|ipAllocationPolicy\.(?!additional).*|privateClusterConfig\.(enablePrivateNodes|master\w+Block)"
+        r"|initialNodeCount|masterAuth\.clientCertificateConfig\b.*|ipAllocationPolicy\.(?!additional).*|privateClusterConfig\.master\w+Block"
     ),
     "gcp:container/nodePool:NodePool": (
         r"name|namePrefix|cluster|location|project|initialNodeCount|maxPodsPerNode|placementPolicy\b.*"
         r"|queuedProvisioning\b.*|networkConfig\.(additional\w+|createPodRange|podRange|podIpv4CidrBlock)\b.*"
-        r"|nodeConfig\.(spot|preemptible|flexStart|serviceAccount|oauthScopes|minCpuPlatform|bootDiskKmsKey"
+        r"|nodeConfig\.(spot|preemptible|flexStart|metadata|serviceAccount|oauthScopes|minCpuPlatform|bootDiskKmsKey"
         r"|guestAccelerators|reservationAffinity|localSsdCount|ephemeralStorageLocalSsdConfig|maxRunDuration"
         r"|shieldedInstanceConfig|advancedMachineFeatures|hostMaintenancePolicy)\b.*"
     ),
-    "gcp:filestore/instance:Instance": r"name|location|project|tier|kmsKeyName|networks\b.*",
+    "gcp:filestore/instance:Instance": r"name|location|project|tier|kmsKeyName|networks\b.*|fileShares\.name",
     "gcp:kms/keyRing:KeyRing": r"name|location|project",
-    "gcp:kms/cryptoKey:CryptoKey": r"name|keyRing|purpose",
+    "gcp:kms/cryptoKey:CryptoKey": r"name|keyRing|purpose|destroyScheduledDuration",
     "gcp:lustre/instance:Instance": r"instanceId|location|project|network|filesystem|perUnitStorageThroughput|kmsKey",
     "gcp:serviceaccount/account:Account": r"accountId|project",
     "gcp:storage/bucket:Bucket": r"name|location|project",
     # Names and places: what an Azure resource's id is made of; and azure-native's own list, replacement.go.
+    "azure-native:authorization:RoleAssignment": r"principalId|scope",
+    "azure-native:compute:DiskEncryptionSet": r"resourceGroupName|location",
+    "azure-native:compute:ProximityPlacementGroup": r"resourceGroupName|location",
+    "azure-native:containerservice:MaintenanceConfiguration": r"configName|resourceName|resourceGroupName",
+    "azure-native:keyvault:Key": r"keyName|vaultName|resourceGroupName",
+    "azure-native:keyvault:Vault": r"vaultName|resourceGroupName|location",
+    "azure-native:network:NatGateway": r"resourceGroupName|location",
+    "azure-native:network:NetworkSecurityGroup": r"resourceGroupName|location",
+    "azure-native:network:PrivateDnsZoneGroup": r"privateDnsZoneGroupName|privateEndpointName|resourceGroupName",
+    "azure-native:network:PrivateEndpoint": r"resourceGroupName|location|subnet\b.*",
+    "azure-native:network:PublicIPAddress": r"resourceGroupName|location|sku\b.*",
+    "azure-native:privatedns:PrivateZone": r"privateZoneName|resourceGroupName|location",
+    "azure-native:privatedns:VirtualNetworkLink": r"privateZoneName|resourceGroupName|location",
+    "azure-native:storage:BlobServiceProperties": r"accountName|blobServicesName|resourceGroupName",
     "azure-native:containerservice:AgentPool": (
         r"agentPoolName|resourceName|resourceGroupName|vmSize|gpuInstanceProfile"
     ),
@@ -86,7 +111,8 @@ REPLACING = {
     "kubernetes:apps/v1:DaemonSet": r"spec\.selector\b.*",
     "kubernetes:apps/v1:Deployment": r"spec\.selector\b.*",
     "kubernetes:batch/v1:Job": r"spec\.(selector|template|completions|parallelism)\b.*",
-    "kubernetes:core/v1:ConfigMap": r"(binaryData|data|immutable)\b.*",
+    "kubernetes:core/v1:ConfigMap": r"(binaryData|data)\b.*",
+    "kubernetes:helm.sh/v3:Release": r"name|namespace",
     "kubernetes:core/v1:PersistentVolume": r"spec\.(csi|nfs)\b.*",
     "kubernetes:core/v1:PersistentVolumeClaim": r"spec\.(accessModes|selector|storageClassName|volumeName)\b.*",
     "kubernetes:core/v1:Service": r"spec\.clusterIP",
