@@ -56,8 +56,8 @@ class Registered:
     """One resource as the program registered it, `urn` as the real engine makes it.
 
     `inputs` have Pulumi's own (camel case) names, and hold UNKNOWN and Secret where the program had such values.
-    `dependencies` are URNs, of `depends_on` as well as of inputs. `provider` is the provider's URN; components have
-    `providers` by package instead.
+    `dependencies` are URNs, of `depends_on` as well as of inputs; `property_dependencies` are those of each input that
+    has any. `provider` is the provider's URN; components have `providers` by package instead.
     """
 
     urn: str
@@ -70,6 +70,7 @@ class Registered:
     provider: str | None
     providers: dict[str, str]
     dependencies: tuple[str, ...]
+    property_dependencies: dict[str, tuple[str, ...]]
     protect: bool
     retain_on_delete: bool
     delete_before_replace: bool
@@ -265,6 +266,9 @@ def _registered(urn: str, request: resource_pb2.RegisterResourceRequest) -> Regi
         provider=_provider_urn(request.provider),
         providers={package: _provider_urn(ref) or "" for package, ref in sorted(request.providers.items())},
         dependencies=tuple(sorted(request.dependencies)),
+        property_dependencies={
+            name: tuple(sorted(of.urns)) for name, of in sorted(request.propertyDependencies.items()) if of.urns
+        },
         protect=request.protect,
         retain_on_delete=request.retainOnDelete,
         delete_before_replace=request.deleteBeforeReplace,

@@ -100,9 +100,23 @@ def clouds(tmp_path_factory: pytest.TempPathFactory) -> Generator[SimulatedCloud
 @pytest.fixture
 def new_project(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], Project]:
     """A function stack -> Project with this repository's Pulumi.yaml and stack files, but no program yet."""
+    skip_without_cli()
+    project = make_project(tmp_path, request.getfixturevalue("clouds"))
+
+    def make(stack: str) -> Project:
+        project.pulumi("stack", "init", stack)
+        return project
+
+    return make
+
+
+def skip_without_cli() -> None:
     if not (shutil.which("pulumi") and shutil.which("pulumi-language-python")):
         pytest.skip("no `pulumi` with `pulumi-language-python` on PATH: install the Pulumi CLI to run these")
-    clouds: SimulatedClouds = request.getfixturevalue("clouds")
+
+
+def make_project(tmp_path: Path, clouds: SimulatedClouds) -> Project:
+    """A project with this repository's Pulumi.yaml and stack files, but no program and no stack yet."""
     for file in (clouds.log, clouds.drift):
         file.unlink(missing_ok=True)
     home = tmp_path / "home"
@@ -125,13 +139,7 @@ def new_project(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str
         "PULUMI_EXPERIMENTAL": "true",
         "PULUMI_SKIP_CHECKPOINTS": "true",
     }
-
-    def make(stack: str) -> Project:
-        made = Project(folder=project, environment=environment, log=clouds.log, drift=clouds.drift)
-        made.pulumi("stack", "init", stack)
-        return made
-
-    return make
+    return Project(folder=project, environment=environment, log=clouds.log, drift=clouds.drift)
 
 
 @pytest.fixture
@@ -139,13 +147,17 @@ def new_program(new_project: Callable[[str], Project]) -> Callable[[str], Projec
     """A function stack -> Project with this repository's program."""
 
     def make(stack: str) -> Project:
-        made = new_project(stack)
-        shutil.copy(ROOT / "__main__.py", made.folder)
-        for room in ("components", "fleet", "frontend", "planner", "model_repo", "requirements", "runtime"):
-            shutil.copytree(ROOT / room, made.folder / room)
-        return made
+        return with_program(new_project(stack))
 
     return make
+
+
+def with_program(project: Project) -> Project:
+    """The project, with this repository's program."""
+    shutil.copy(ROOT / "__main__.py", project.folder)
+    for room in ("components", "fleet", "frontend", "planner", "model_repo", "requirements", "runtime"):
+        shutil.copytree(ROOT / room, project.folder / room)
+    return project
 
 
 def _install_plugins(folder: Path, ports: dict[str, int]) -> None:

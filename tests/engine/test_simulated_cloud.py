@@ -95,8 +95,8 @@ def test_a_change_is_found_and_judged() -> None:
 
 def test_azure_refuses_what_it_cannot_change() -> None:
     pool = "azure-native:containerservice:AgentPool"
-    assert refused(pool, ["maxCount", "vmSize", "gpuInstanceProfile"]) == ["vmSize", "gpuInstanceProfile"]
-    assert replacing(pool, ["vmSize"]) == [], "azure-native itself makes nothing anew"
+    assert refused(pool, ["maxCount", "vmSize", "scaleSetPriority"]) == ["scaleSetPriority"]
+    assert replacing(pool, ["vmSize", "scaleSetPriority"]) == ["vmSize"]
     assert refused("aws:eks/nodeGroup:NodeGroup", ["amiType"]) == []
 
 

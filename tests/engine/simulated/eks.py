@@ -44,13 +44,21 @@ def construct_cluster(request: Any) -> Any:
 
     trust = json.dumps({"Statement": [{"Action": "sts:AssumeRole", "Principal": {"Service": "eks.amazonaws.com"}}]})
     role = child("aws:iam/role:Role", "eksRole-role", {"assumeRolePolicy": trust})
-    group = child("aws:ec2/securityGroup:SecurityGroup", "eksClusterSecurityGroup", {"vpcId": inputs.get("vpcId")})
+    groups: list[Any] = []
+    if not inputs.get("skipDefaultSecurityGroups"):
+        vpc = {"vpcId": inputs.get("vpcId")}
+        groups.append(child("aws:ec2/securityGroup:SecurityGroup", "eksClusterSecurityGroup", vpc))
     given = {key: inputs.get(key) for key in ("name", "version", "enabledClusterLogTypes", "deletionProtection")}
     subnets: list[Any] = [*(inputs.get("privateSubnetIds") or []), *(inputs.get("subnetIds") or [])]
-    security = {"securityGroupIds": [group.id or UNKNOWN], "subnetIds": subnets}
+    security: dict[str, Any] = {"subnetIds": subnets}
+    if groups:
+        security["securityGroupIds"] = [group.id or UNKNOWN for group in groups]
     services = {"serviceIpv4Cidr": inputs.get("kubernetesServiceIpAddressRange")}
     properties = given | {"roleArn": _of(role, "arn"), "vpcConfig": security, "kubernetesNetworkConfig": services}
-    cluster = child("aws:eks/cluster:Cluster", "eksCluster", properties, role.urn, group.urn)
+    cluster = child("aws:eks/cluster:Cluster", "eksCluster", properties, role.urn, *(group.urn for group in groups))
+    # Without a group of its own the cluster has the one that EKS makes.
+    own = _of(cluster, "vpcConfig")
+    shared = groups[0].id or UNKNOWN if groups else own.get("clusterSecurityGroupId") if cluster.id else UNKNOWN
     issuer = f"https://oidc.simulated/{request.name}" if cluster.id else UNKNOWN
     oidc = child(
         "aws:iam/openIdConnectProvider:OpenIdConnectProvider",
@@ -69,8 +77,8 @@ def construct_cluster(request: Any) -> Any:
             "oidcIssuer": issuer.removeprefix("https://"),
             "oidcProviderUrl": issuer,
             "oidcProviderArn": _of(oidc, "arn"),
-            "clusterSecurityGroupId": group.id or UNKNOWN,
-            "nodeSecurityGroupId": group.id or UNKNOWN,
+            "clusterSecurityGroupId": shared,
+            "nodeSecurityGroupId": shared,
         }
     )
     monitor.RegisterResourceOutputs(resource_pb2.RegisterResourceOutputsRequest(urn=component.urn, outputs=state))

@@ -25,10 +25,10 @@ import grpc
 from google.protobuf import empty_pb2, json_format, struct_pb2
 from pulumi.runtime.proto import plugin_pb2, provider_pb2, provider_pb2_grpc
 
-from tests.engine.simulated.changes import changed, refused, replacing
+from tests.engine.simulated.changes import changed, refused, replacing, shrunk
 from tests.engine.simulated.eks import construct_cluster
 from tests.engine.simulated.sdk import SUBSCRIPTION, computed, unknown_properties
-from tests.engine.simulated.wire import SIGNATURE, plain, type_of
+from tests.engine.simulated.wire import SIGNATURE, UNKNOWN, plain, type_of
 
 _KUBECONFIG = base64.b64encode(b'{"apiVersion": "v1", "kind": "Config"}').decode()
 ANSWERS: dict[str, dict[str, Any]] = {
@@ -46,6 +46,7 @@ class SimulatedProvider(provider_pb2_grpc.ResourceProviderServicer):
     def __init__(self, package: str, version: str) -> None:
         self._package = package
         self._version = version
+        self._region = ""
 
     def GetPluginInfo(self, request: Any, context: Any) -> Any:
         return plugin_pb2.PluginInfo(version=self._version)
@@ -57,20 +58,23 @@ class SimulatedProvider(provider_pb2_grpc.ResourceProviderServicer):
         return provider_pb2.CheckResponse(inputs=request.news, failures=failures)
 
     def DiffConfig(self, request: Any, context: Any) -> Any:
-        return _diff(request, "")
+        return _diff(request, f"pulumi:providers:{self._package}")
 
     def Configure(self, request: Any, context: Any) -> Any:
+        self._region = plain(request.args).get("region", "")
         return provider_pb2.ConfigureResponse(acceptSecrets=True, supportsPreview=True, acceptResources=True)
 
     def Check(self, request: Any, context: Any) -> Any:
         return provider_pb2.CheckResponse(inputs=request.news, failures=_failures(request, type_of(request.urn)))
 
     def Diff(self, request: Any, context: Any) -> Any:
-        return _diff(request, type_of(request.urn))
+        # Every regional resource of AWS has its region as an output, and another one is another place.
+        region = plain(request.olds).get("region") if self._package == "aws" else None
+        return _diff(request, type_of(request.urn), moved=region not in (None, self._region))
 
     def Create(self, request: Any, context: Any) -> Any:
         if request.preview:
-            return provider_pb2.CreateResponse(properties=_answered(request))
+            return provider_pb2.CreateResponse(properties=self._answered(request))
         name = request.urn.rpartition("::")[2]
         # A replacement has another id than what it replaces, even where both live for a while.
         id_ = f"{name}-{time.monotonic_ns():x}"
@@ -78,7 +82,7 @@ class SimulatedProvider(provider_pb2_grpc.ResourceProviderServicer):
             # Programs take these apart.
             id_ = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/group/providers/{id_}"
         _log("create", request.urn)
-        return provider_pb2.CreateResponse(id=id_, properties=_answered(request))
+        return provider_pb2.CreateResponse(id=id_, properties=self._answered(request))
 
     def Read(self, request: Any, context: Any) -> Any:
         drift = _drift(request.urn)
@@ -89,15 +93,25 @@ class SimulatedProvider(provider_pb2_grpc.ResourceProviderServicer):
                 struct.fields[key].struct_value.update(fields)
         return provider_pb2.ReadResponse(id=request.id, properties=request.properties, inputs=request.inputs)
 
+    def _answered(self, request: Any) -> struct_pb2.Struct:
+        answer = _answered(request)
+        if self._package == "aws" and "region" in answer.fields:
+            answer["region"] = self._region
+        return answer
+
     def Update(self, request: Any, context: Any) -> Any:
+        paths = list(changed(plain(request.old_inputs), plain(request.news)))
         if not request.preview:
-            paths = list(changed(plain(request.old_inputs), plain(request.news)))
             if kept := refused(type_of(request.urn), paths):
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"changing {', '.join(kept)} is not allowed")
             _log("update", request.urn)
         # What the cloud computed at creation stays, and is known at the preview of an update.
         result = struct_pb2.Struct()
         result.update(_kept(*map(json_format.MessageToDict, (request.news, request.olds, request.old_inputs))))
+        if paths and type_of(request.urn) == "aws:ec2/launchTemplate:LaunchTemplate":
+            # Every change is a version of its own, of which no preview knows the number.
+            before = plain(request.olds).get("latestVersion", 1)
+            result["latestVersion"] = UNKNOWN if request.preview else before + 1
         return provider_pb2.UpdateResponse(properties=result)
 
     def Delete(self, request: Any, context: Any) -> Any:
@@ -126,11 +140,15 @@ def _failures(request: Any, type_: str) -> list[provider_pb2.CheckFailure]:
     return [provider_pb2.CheckFailure(property=path, reason=f"{type_} has no property {path}") for path in paths]
 
 
-def _diff(request: Any, type_: str) -> Any:
-    paths = list(changed(plain(request.old_inputs), plain(request.news)))
+def _diff(request: Any, type_: str, *, moved: bool = False) -> Any:
+    old, new = plain(request.old_inputs), plain(request.news)
+    paths = list(changed(old, new))
     ignored = tuple(request.ignoreChanges)
     paths = [path for path in paths if not path.startswith(ignored)] if ignored else paths
-    replaces = replacing(type_, paths)
+    replaces = replacing(type_, paths) + shrunk(type_, old, new)
+    if moved:
+        paths.append("region")
+        replaces.append("region")
     named = type_.startswith("kubernetes:") and not {"metadata.name", "metadata.namespace"} & {*replaces}
     kinds = provider_pb2.PropertyDiff
     return provider_pb2.DiffResponse(
