@@ -141,7 +141,7 @@ def new_program(new_project: Callable[[str], Project]) -> Callable[[str], Projec
     def make(stack: str) -> Project:
         made = new_project(stack)
         shutil.copy(ROOT / "__main__.py", made.folder)
-        for room in ("components", "fleet", "frontend", "planner", "model_repo", "requirements", "runtime"):
+        for room in ("components", "fleet", "frontend", "planner", "policy", "model_repo", "requirements", "runtime"):
             shutil.copytree(ROOT / room, made.folder / room)
         return made
 

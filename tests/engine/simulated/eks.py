@@ -47,9 +47,13 @@ def construct_cluster(request: Any) -> Any:
     group = child("aws:ec2/securityGroup:SecurityGroup", "eksClusterSecurityGroup", {"vpcId": inputs.get("vpcId")})
     given = {key: inputs.get(key) for key in ("name", "version", "enabledClusterLogTypes", "deletionProtection")}
     subnets: list[Any] = [*(inputs.get("privateSubnetIds") or []), *(inputs.get("subnetIds") or [])]
+    access = {key: inputs.get(key) for key in ("endpointPrivateAccess", "endpointPublicAccess", "publicAccessCidrs")}
     security = {"securityGroupIds": [group.id or UNKNOWN], "subnetIds": subnets}
+    security |= {key: value for key, value in access.items() if value is not None}
+    key = {"provider": {"keyArn": inputs.get("encryptionConfigKeyArn")}, "resources": ["secrets"]}
     services = {"serviceIpv4Cidr": inputs.get("kubernetesServiceIpAddressRange")}
     properties = given | {"roleArn": _of(role, "arn"), "vpcConfig": security, "kubernetesNetworkConfig": services}
+    properties["encryptionConfig"] = key if inputs.get("encryptionConfigKeyArn") else None
     cluster = child("aws:eks/cluster:Cluster", "eksCluster", properties, role.urn, group.urn)
     issuer = f"https://oidc.simulated/{request.name}" if cluster.id else UNKNOWN
     oidc = child(
