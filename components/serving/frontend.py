@@ -15,7 +15,7 @@ from pulumi_kubernetes.core.v1 import (
 from components.serving import environment, keys, pods
 from components.serving.common import Common
 from components.serving.config_maps import Files
-from components.serving.service import OPENAI_PORT, PORTS
+from planner.endpoints import OPENAI_PORT, PORTS
 from planner.fleet import ServingPlan
 from planner.plan import ModelPlan
 
