@@ -123,7 +123,12 @@ def _attention(name: str) -> bool:
 
 
 def _message(name: str) -> bool:
-    return "_ar_" in name or name.endswith(("_ar", "_dispatch", "_p2p"))
+    return "_ar_" in name or name.endswith(("_ar", "_dispatch"))
+
+
+def _hop(name: str) -> bool:
+    # Between PP stages; not of a measurement, and the caller's to compute.
+    return name.endswith("_p2p")
 
 
 def _head(name: str) -> bool:
@@ -131,7 +136,7 @@ def _head(name: str) -> bool:
 
 
 def _linear(name: str) -> bool:
-    return not (_attention(name) or _message(name) or _head(name))
+    return not (_attention(name) or _message(name) or _hop(name) or _head(name))
 
 
 if __name__ == "__main__":
