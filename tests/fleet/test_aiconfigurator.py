@@ -88,6 +88,15 @@ def test_a_process_that_answers_nonsense_is_one_error(own_environment: Path, sai
     assert "use the roofline" in refused.value.fix
 
 
+def test_a_process_that_breaks_off_is_quoted(own_environment: Path) -> None:
+    python = own_environment / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f"#!{sys.executable}\nraise SystemExit('no module aiconfigurator_core')\n", encoding="utf-8")
+    python.chmod(0o755)
+    with pytest.raises(Refusal, match="no module aiconfigurator_core"):
+        estimate([question()])
+
+
 @pytest.fixture
 def package() -> None:
     if aiconfigurator.installed() is None:

@@ -50,7 +50,7 @@ def roofline(
     return throughput(model, known, rank_memory(model, known), workload, interconnect=found, batch=batch)
 
 
-FP8 = {"quantization": {"weights": "fp8", "kv_cache": "fp8"}}
+FP8 = {"weights": "fp8", "kv_cache": "fp8"}
 
 
 def test_one_sequence_reads_all_weights_for_each_token() -> None:
@@ -96,14 +96,14 @@ def test_faster_parts_answer_sooner() -> None:
 
 
 def test_a_group_over_two_nodes_pays_for_the_network() -> None:
-    across = config("H100-80GB", 16, **FP8)
+    across = config("H100-80GB", 16, quantization=FP8)
     fast, slow = (
         roofline("llama-3.1-405b", across, found=Interconnect(nvlink=True, network_gbps=gbps, rdma=gbps > 100))
         for gbps in (3200, 100)
     )
     assert fast.output_tokens_per_s > 2 * slow.output_tokens_per_s
     # Stages send far less than all-reduces do.
-    stages = config("H100-80GB", 8, 2, **FP8)
+    stages = config("H100-80GB", 8, 2, quantization=FP8)
     assert (
         roofline("llama-3.1-405b", stages, found=Interconnect(nvlink=True, network_gbps=100)).output_tokens_per_s
         > 2 * slow.output_tokens_per_s
@@ -111,9 +111,9 @@ def test_a_group_over_two_nodes_pays_for_the_network() -> None:
 
 
 def test_a_mig_slice_has_its_part_of_the_gpu() -> None:
-    whole = roofline("llama-3.1-8b", config("H100-80GB", **FP8), batch=8)
-    half = roofline("llama-3.1-8b", config("H100-80GB", mig_profile="3g.40gb", **FP8), batch=8)
-    eighth = roofline("llama-3.1-8b", config("H100-80GB", mig_profile="1g.20gb", **FP8), batch=8)
+    whole = roofline("llama-3.1-8b", config("H100-80GB", quantization=FP8), batch=8)
+    half = roofline("llama-3.1-8b", config("H100-80GB", mig_profile="3g.40gb", quantization=FP8), batch=8)
+    eighth = roofline("llama-3.1-8b", config("H100-80GB", mig_profile="1g.20gb", quantization=FP8), batch=8)
     # Decoding is bound by bandwidth, of which 3g.40gb has four eighths and 1g.20gb two.
     assert 1.5 < half.inter_token_latency_s / whole.inter_token_latency_s < 2.1
     assert 2.2 < eighth.inter_token_latency_s / whole.inter_token_latency_s < 5
@@ -159,9 +159,13 @@ def run(requests: float, slots: float, tokens: int = 1 << 20, prompt: int = 100,
     )
 
 
+def one_second(_sequences: float, _context: float, _prefill: float) -> float:
+    return 1.0
+
+
 def test_a_run_takes_a_step_for_each_token_of_each_wave() -> None:
-    assert run_seconds(run(10, 10), lambda *_: 1.0) == 64
-    assert run_seconds(run(25, 10), lambda *_: 1.0) == 3 * 64
+    assert run_seconds(run(10, 10), one_second) == 64
+    assert run_seconds(run(25, 10), one_second) == 3 * 64
 
 
 def test_a_run_computes_every_token_once() -> None:
@@ -181,7 +185,7 @@ def test_a_run_computes_every_token_once() -> None:
 
 
 def test_few_prompts_an_iteration_delay_a_run() -> None:
-    quick, throttled = (run_seconds(run(100, 50, tokens=tokens), lambda *_: 1.0) for tokens in (1 << 20, 100))
+    quick, throttled = (run_seconds(run(100, 50, tokens=tokens), one_second) for tokens in (1 << 20, 100))
     assert throttled > 1.3 * quick
 
 
