@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from fleet import pareto
+from fleet import aiconfigurator, pareto
+from fleet.measured import ROUNDS, keys_of, measure
 from fleet.pinning import Pinned, first_that_plans
 from fleet.plan_choices import document, print_ranked
 from fleet.stack_edit import write_atomically
@@ -24,9 +25,10 @@ from planner.model import ModelFacts
 from planner.parsing import ParsedStack, parse_stack
 from planner.plan import resolve, suitability_problems
 from planner.relaxing import Nearest, nearest
-from planner.search import Result, search
+from planner.search import Measured, Result, search
 from planner.stack_file import read_stack_file
 from planner.target import FLAGS, Target, target_of
+from runtime.errors import Refusal
 
 OK, REFUSED = 0, 1
 
@@ -149,11 +151,13 @@ def _question_of(args: argparse.Namespace, parsed: ParsedStack, path: Path, inde
 
 def run(args: argparse.Namespace, question: Question) -> int:
     """Print the ranked choices, or the first limit that nothing is within; write what is asked for."""
-    result, measured = search(question.model, question.facts, question.target, storage=question.storage), None
+    result = search(question.model, question.facts, question.target, storage=question.storage)
+    if result.infeasible is None and not args.roofline and aiconfigurator.installed():
+        result = _measured(question, result)
     if result.infeasible:
-        near = nearest(question.model, question.facts, result, storage=question.storage, measured=measured)
+        near = nearest(question.model, question.facts, result, storage=question.storage)
         return refuse(args, result, near)
-    best, pin, skipped = result.ranked[0], None, tuple[str, ...]()
+    pin, skipped = None, tuple[str, ...]()
     if question.path:
         with question.path.open(encoding="utf-8", newline="") as file:
             text = file.read()
@@ -171,6 +175,25 @@ def run(args: argparse.Namespace, question: Question) -> int:
         print_ranked(question.model.name, question.model.source, result, args.rows, console)
         _print_pinned(args, question, pin, skipped, console)
     return OK
+
+
+def _measured(question: Question, result: Result) -> Result:
+    """The result with estimates from measured kernels for what comes first."""
+    known: Measured | None = None
+    for shapes in ROUNDS:
+        try:
+            known = measure(result, question.facts, known, shapes)
+        except Refusal as refusal:
+            print(f"warning: {refusal}", file=sys.stderr)
+            return result
+        found = search(question.model, question.facts, question.target, storage=question.storage, measured=known)
+        if found.infeasible:
+            # What the roofline took for quick enough, measurements say is not.
+            return found
+        result = found
+        if next(iter(keys_of(result))) in known.points:
+            break
+    return result
 
 
 def refuse(args: argparse.Namespace, result: Result, near: Nearest | None) -> int:

@@ -6,7 +6,7 @@ from planner.candidate import Candidate
 from planner.limits import BUSY
 from planner.memory import GIB
 from planner.running_cost import EGRESS_BYTES_PER_TOKEN, ENGINE_MONTHS, egress_usd_per_gb, interruptions
-from planner.search import SAME, Result
+from planner.search import SAME, SCALED, Result
 from planner.target import Target
 
 LIMITS = {
@@ -57,7 +57,7 @@ def why(ranked: Sequence[Candidate]) -> tuple[str, ...]:
         return (*found, "nothing else meets the target")
     less = 1 - best.usd_per_million / second.usd_per_million
     # Below that, the quicker one is first.
-    words = f"{less:.1%} less" if less > SAME else f"the same within {SAME:.0%}, and {_quicker(best, second)}"
+    words = f"{less:.1%} less" if less > SAME else f"the same within {SAME:.0%}{_quicker(best, second)}"
     found.append(
         f"against the next, {second}: {words}; its nodes cost {_rate(second)} and the best's {_rate(best)}"
         + _difference(best, second)
@@ -75,10 +75,12 @@ def basis(result: Result) -> tuple[str, ...]:
     """What the figures of the ranked choices rest on; every one is an estimate."""
     best = result.ranked[0]
     cloud = best.offer.instance.cloud
-    sources = dict.fromkeys(each.estimate.source for each in result.ranked)
+    sources = dict.fromkeys(each.estimate.source.partition(SCALED)[0] for each in result.ranked)
+    scaled = any(SCALED in each.estimate.source for each in result.ranked)
+    how = "; rooflines of a GPU are scaled by what its measured shapes reach of theirs"
     dates = sorted({each.offer.price_as_of for each in result.ranked} - {""})
     found = [
-        f"latency and throughput, estimates: {'; '.join(sources)}",
+        f"latency and throughput, estimates: {'; '.join(sources)}{how if scaled else ''}",
         f"prices of GPU nodes alone, as of {dates[0]} to {dates[-1]}, in the catalogue's regions; spot prices move",
         f"replicas are planned {BUSY:.0%} busy; an engine's build is borne over {ENGINE_MONTHS} months (assumptions)",
         f"egress: {EGRESS_BYTES_PER_TOKEN} bytes for each streamed token (assumption) at "
@@ -106,7 +108,7 @@ def _difference(best: Candidate, second: Candidate) -> str:
 
 def _quicker(best: Candidate, second: Candidate) -> str:
     mine, other = (1000 * each.estimate.inter_token_latency_s for each in (best, second))
-    return f"{mine:,.1f} ms a token against {other:,.1f}" if mine < other else "no slower"
+    return f", and {mine:,.1f} ms a token against {other:,.1f}" if mine < other else ""
 
 
 def _rate(each: Candidate) -> str:

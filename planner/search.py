@@ -38,9 +38,21 @@ class Result:
     infeasible: Infeasible | None = None
 
 
+SCALED = ", times "
+"""What follows in the source of a scaled estimate."""
+
 PointKey = tuple[object, ...]
-Measured = Mapping[PointKey, tuple[Throughput, ...]]
-"""Estimates from measurements, by `point_key`, that stand in for the roofline's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Estimates from measurements: `points` by `point_key`, largest batch first, none where there is no data.
+
+    `scale` says by GPU how much of its roofline's throughput its measured shapes reach; its other shapes are scaled so.
+    """
+
+    points: Mapping[PointKey, tuple[Throughput, ...]]
+    scale: Mapping[str, float]
 
 
 def search(
@@ -52,7 +64,7 @@ def search(
     measured: Measured | None = None,
 ) -> Result:
     """All choices for a model; `model` gives what the search does not vary. The target's context is `max_seq_len`."""
-    return _Search(model, facts, target, storage, measured or {}).result()
+    return _Search(model, facts, target, storage, measured or Measured(points={}, scale={})).result()
 
 
 def point_key(shape: Shape, links: Interconnect) -> PointKey:
@@ -66,6 +78,19 @@ def links_of(shape: Shape, instance: InstanceType) -> Interconnect:
     """What the shape's ranks speak over; inside one node its network does not matter."""
     links = interconnect(instance)
     return links if shape.nodes > 1 else replace(links, network_gbps=0.0, rdma=False)
+
+
+def scaled(estimate: Throughput, scale: float) -> Throughput:
+    """The estimate with `scale` of its throughput, and as much slower."""
+    if scale == 1.0:
+        return estimate
+    return replace(
+        estimate,
+        output_tokens_per_s=estimate.output_tokens_per_s * scale,
+        time_to_first_token_s=estimate.time_to_first_token_s / scale,
+        inter_token_latency_s=estimate.inter_token_latency_s / scale,
+        source=f"{estimate.source}{SCALED}{scale:.2f} as other shapes on this GPU measure",
+    )
 
 
 def workload(target: Target) -> Workload:
@@ -115,15 +140,16 @@ class _Search:
         # TP peers hold the same, so the first rank of each stage stands for them.
         largest = largest_batch(shape.model, shape.memory, load)
         for links in dict.fromkeys(links_of(shape, type_) for type_ in shape.instances):
-            measured = self.measured.get(point_key(shape, links))
+            measured = self.measured.points.get(point_key(shape, links))
             if measured:
                 yield links, list(measured)
                 continue
 
             def at(batch: int, links: Interconnect = links) -> Throughput:
-                return throughput(shape.model, self.facts, shape.memory, load, interconnect=links, batch=batch)
+                found = throughput(shape.model, self.facts, shape.memory, load, interconnect=links, batch=batch)
+                return scaled(found, self.measured.scale.get(shape.model.gpu or "", 1.0))
 
-            found = [at(batch) for batch in _halves(largest)]
+            found = [at(batch) for batch in _quarters(largest)]
             quick = next((index for index, point in enumerate(found) if meets(point, self.target)), 0)
             if quick:
                 found.insert(quick, _between(at, found[quick], found[quick - 1], self.target))
@@ -223,9 +249,9 @@ def _front(candidates: Iterable[Candidate]) -> list[Candidate]:
     return found
 
 
-def _halves(largest: int) -> list[int]:
-    """Batches from the largest down to one sequence."""
-    return [largest >> power for power in range(largest.bit_length())]
+def _quarters(largest: int) -> list[int]:
+    """Batches from the largest down to a few sequences."""
+    return [largest >> power for power in range(0, largest.bit_length(), 2)]
 
 
 def _between(at: Callable[[int], Throughput], quick: Throughput, slow: Throughput, target: Target) -> Throughput:

@@ -139,9 +139,12 @@ class _Search:
                 self.refused["format"] += 1
                 self.reasons |= {f"{problem.what}: {problem.consequence}": None for problem in problems}
                 continue
-            for tp, pp, nodes in self._degrees(model):
-                shape = self._sharded(model, tp, pp, nodes, types)
+            enough = NODES_PER_GROUP[-1]
+            for tp, pp, nodes in sorted(self._degrees(model), key=lambda each: each[2]):
+                # Where fewer nodes hold a replica, more of them serve better as more replicas.
+                shape = self._sharded(model, tp, pp, nodes, types) if nodes <= 2 * enough else None
                 if shape:
+                    enough = min(enough, nodes)
                     yield shape
 
     def _formats(self, gpu: str) -> Iterator[QuantizationConfig]:

@@ -1,6 +1,7 @@
 """Ranked choices for a target: feasible and explained for known models, and the first limit where nothing is."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from sample_models import case
@@ -8,11 +9,11 @@ from sample_models import case
 from planner.config import ModelConfig
 from planner.explain import basis, refused_words, why
 from planner.instances import instances
-from planner.limits import BUSY
+from planner.limits import BUSY, meets
 from planner.model import ModelFacts
 from planner.plan import suitability_problems
 from planner.relaxing import nearest
-from planner.search import SAME, Result, links_of, meets, point_key, search
+from planner.search import SAME, Measured, Result, links_of, point_key, search
 from planner.target import Target, target_of
 
 KNOWN = ["llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b", "mixtral-8x7b", "qwen3-235b-a22b", "deepseek-v3"]
@@ -55,7 +56,7 @@ def test_known_models_have_feasible_explained_answers(name: str) -> None:
 
 def test_choices_are_ranked_by_cost_and_by_speed_where_that_is_the_same() -> None:
     ranked = found("llama-3.1-70b", tokens_per_second="3000").ranked
-    for one, other in zip(ranked, ranked[1:], strict=False):
+    for one, other in pairwise(ranked):
         assert one.usd_per_million < other.usd_per_million * (1 + 2 * SAME)
         if one.usd_per_million > other.usd_per_million:
             assert one.estimate.inter_token_latency_s <= other.estimate.inter_token_latency_s
@@ -129,7 +130,7 @@ def test_measured_estimates_stand_in_for_the_rooflines() -> None:
     best = search(model, facts, target).ranked[0]
     faster = replace(best.estimate, output_tokens_per_s=50_000.0, source="measured")
     key = point_key(best.shape, links_of(best.shape, best.offer.instance))
-    again = search(model, facts, target, measured={key: (faster,)})
+    again = search(model, facts, target, measured=Measured(points={key: (faster,)}, scale={}))
     assert again.ranked[0].estimate == faster
     assert any(each.estimate.source.startswith("roofline") for each in again.ranked)
 
@@ -138,9 +139,9 @@ LIMITS = [
     ({"itl": "1"}, "itl", "inter-token latency: 1 ms asked", "--itl "),
     ({"ttft": "1"}, "ttft", "time to first token (p95): 1 ms asked", "--ttft "),
     ({"budget": "100", "tokens_per_second": "1000"}, "budget", "100 USD per month are not enough", "--budget "),
-    ({"gpu": "A10G", "quantization": "none", "context": "131072"}, "memory", "fits none of", "--"),
+    ({"gpu": "A10G", "quantization": "none", "context": "131072"}, "memory", "fits none of", "--quantization "),
     ({"gpu": "T4"}, "format", "compute capability 7.5, below 8.0", "without --gpu"),
-    ({"gpu": "L4", "region": "us-gov-east-1"}, "offer", "no instance type of the catalogue", "in any region"),
+    ({"gpu": "B300-288GB", "region": "eu-west-1"}, "offer", "no instance type of the catalogue", "without --gpu"),
     ({"tokens_per_second": "1e9", "itl": "20"}, "replicas", "replicas would be needed", "--tokens-per-second "),
     ({"gpu": "H100-80GB", "cloud": "gcp", "region": "asia-southeast1", "spot_tolerance": "0.000001"}, None, "", ""),
 ]
@@ -175,9 +176,18 @@ def test_a_spot_only_type_says_what_interruptions_cost() -> None:
     assert {each.offer.instance.name for each in result.ranked} == set(types)
 
 
+def test_what_one_measured_shape_of_a_gpu_reaches_scales_the_others() -> None:
+    model, facts = model_of("llama-3.1-8b")
+    target = target_of({"gpu": "L40S"})
+    plain = search(model, facts, target)
+    half = search(model, facts, target, measured=Measured(points={}, scale={"L40S": 0.5}))
+    assert all(each.estimate.source.endswith("times 0.50 as other shapes on this GPU measure") for each in half.ranked)
+    assert half.ranked[0].usd_per_million > plain.ranked[0].usd_per_million
+
+
 def test_a_model_too_large_for_everything_has_no_nearest_answer() -> None:
     model, facts = model_of("llama-3.1-405b")
-    giant = replace(facts, num_layers=9000)
+    giant = replace(facts, num_layers=100_000)
     result = search(model, giant, Target(formats=("none",)))
     assert result.infeasible
     assert result.infeasible.limit == "memory"

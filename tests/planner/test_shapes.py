@@ -1,4 +1,4 @@
-"""No choice of the search violates what TensorRT-LLM, the GPU, its memory or the cloud assert: random models and GPUs."""
+"""No choice of the search violates what TensorRT-LLM, GPU, memory or cloud assert: random models, every GPU."""
 
 from typing import Any
 
