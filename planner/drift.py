@@ -90,7 +90,8 @@ def drift(model: ModelPlan, cloud: CloudPlan, estimate: Throughput, nodes_usd: f
     best, mine = result.ranked[0], _pinned(model, result.ranked)
     if mine is None:
         instance = instances(cloud.name)[group.instance_types[0]]
-        priced = instance.spot_usd_h if group.capacity == "spot" else instance.on_demand_usd_h
+        # What other capacity costs was agreed when it was bought.
+        priced = {"spot": instance.spot_usd_h, "on-demand": instance.on_demand_usd_h}.get(group.capacity)
         why = "the search leaves the pinned choice out" if priced else f"no {group.capacity} price of {instance.name}"
         asked = f"{why}; asked {asked}"
     return Drift(

@@ -1,7 +1,7 @@
 """From the values of a stack file to its types: what is sound of them, and everything that is not."""
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -70,7 +70,13 @@ def parse_stack(values: Mapping[str, Any]) -> ParsedStack:
         model, found = _parse_model(chosen, key)
         # The pool decides the GPU: without the one a model lacks the other, and one of the two is said.
         decided = "pool" in as_mapping(entry) or bool(found_of_pool) or (site is not None and site.cloud != EXISTING)
-        found = [problem for problem in found if problem.key != f"{key}.gpu" or not decided]
+        # What the pool's GPU cannot do is the fault of the choice of pool.
+        of_pool = as_mapping(chosen) != as_mapping(entry)
+        found = [
+            replace(problem, key=f"{key}.pool") if problem.key == f"{key}.gpu" and of_pool else problem
+            for problem in found
+            if problem.key != f"{key}.gpu" or of_pool or not decided
+        ]
         problems += found_of_pool + found
         if model is not None and not found_of_pool:
             models[index] = model

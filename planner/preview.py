@@ -67,7 +67,8 @@ class EngineUse:
 class ModelPreview:
     """Every figure is an estimate but the fit's weights and KV cache. `cost` is the model's share of its pool's nodes.
 
-    What there is no catalogue for has no `cost`, `throughput` (a roofline, of one replica) or `drift`.
+    What there is no catalogue for has no `cost`, `throughput` (a roofline, of one replica) or `drift`; time-sliced GPUs
+    have only a cost.
     """
 
     name: str
@@ -114,7 +115,9 @@ def _preview(model: ModelPlan, cloud: CloudPlan, demand: Mapping[str, int], shar
     instance = _instance(cloud, serving.pool)
     weights = sum(rank.weights_bytes for rank in model.memory)
     compiles = model.config.backend == "tensorrt"
-    estimate = pinned_throughput(model, instance) if instance and model.config.gpu else None
+    # What pods on one GPU leave each other, no data sheet says.
+    alone = model.config.gpu and not serving.pool.time_slicing
+    estimate = pinned_throughput(model, instance) if instance and alone else None
     cost = None
     if instance:
         cost = _share(_pool_cost(cloud, serving.pool), _units(serving) / demand[serving.pool.name])

@@ -255,3 +255,12 @@ def test_gpu_nodes_of_an_unknown_gpu_are_said_once() -> None:
     on_them = model(backend="pytorch", pool="x", source="hf://a/b", revision="1" * 40)
     assert keys("local", section("existing", nodes=[nodes]), on_them, top(images=None))[0] == "existing.nodes[0].gpu"
     assert "models[0].gpu" not in keys("local", section("existing", nodes=[nodes]), on_them, top(images=None))
+
+
+@pytest.mark.parametrize("changes", [(), (model(gpu="T4"),)])
+def test_a_pool_of_gpus_that_are_too_old_is_refused_for_each_model_on_it(changes: tuple[Change, ...]) -> None:
+    """It was planned as a stack without models."""
+    found = problems("aws-dev", pool(instance_types=["g4dn.xlarge"]), *changes)
+    assert [(problem.key, problem.what) for problem in found] == [
+        ("models[0].pool", "T4 has compute capability 7.5, below 8.0")
+    ]

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from planner.drift import Drift, drift, pinned_throughput
-from planner.instances import InstanceType, instances
+from planner.errors import PlanError
+from planner.instances import InstanceType, instances, offering, zones
 from planner.memory import GIB
 from planner.plan import FleetPlan, plan_file
 from planner.preview import ModelPreview, previews, total
 from planner.pricing import HOURS_PER_MONTH
-from tests.planner.sample_sites import Values, plan
+from tests.planner.sample_sites import CLOUDS, Values, plan
 
 STACKS = Path(__file__).parents[2] / "stacks"
 
@@ -161,3 +162,56 @@ def test_a_share_of_a_node_is_what_a_shared_pool_costs_a_model() -> None:
     assert alone is not None
     assert shared is not None
     assert shared < alone / 2
+
+
+def test_time_sliced_gpus_have_a_cost_and_no_estimate() -> None:
+    def sliced(values: Values) -> None:
+        values["pools"][0]["time_slicing"] = 2
+        values["models"][0]["serving"] = {"kv_cache_free_gpu_mem_fraction": 0.4}
+
+    found = only(plan("aws", sliced))
+    assert found.cost is not None
+    assert (found.throughput, found.drift) == (None, None)
+
+
+def test_what_reserved_capacity_costs_is_not_known() -> None:
+    def reserved(values: Values) -> None:
+        values["pools"][0] |= {"instance_types": ["p5.48xlarge"], "capacity": ["reserved"], "zones": ["use1-az6"]}
+        values["pools"][0]["reservation"] = "cr-0123456789abcdef0"
+        values["network"]["zones"] = ["use1-az4", "use1-az6"]
+
+    found = only(plan("aws", reserved)).drift
+    assert found is not None
+    assert found.pinned_usd_per_million is None
+    assert "no reserved price of p5.48xlarge" in found.why
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_every_gpu_of_a_cloud_has_figures(cloud: str) -> None:
+    """One instance type of each GPU, where it is offered."""
+    shown: set[str] = set()
+    for gpu, type_ in {type_.gpu: type_ for type_ in instances(cloud).values()}.items():
+        region = next((region for region in offering(cloud, [type_.name])), None)
+        if region is None:
+            continue
+        able = [zone for zone, types in zones(cloud, region).items() if type_.name in types]
+        spot = type_.spot_supported and type_.spot_usd_h is not None
+
+        def change(
+            values: Values, name: str = type_.name, region: str = region, able: list[str] = able, spot: bool = spot
+        ) -> None:
+            values["region"] = region
+            values["network"]["zones"] = [*able, *(zone for zone in zones(cloud, region) if zone not in able)][:3]
+            capacity = ["spot"] if spot else ["on-demand"]
+            values["pools"] = [{"name": "gpu", "instance_types": [name], "capacity": capacity, "zones": able[:1]}]
+
+        try:
+            fleet = plan(cloud, change)
+        except PlanError:
+            continue  # TensorRT-LLM has no such GPU any more, or nobody may ask for this capacity
+        found = only(fleet)
+        assert found.throughput is not None
+        assert found.throughput.output_tokens_per_s > 0
+        assert found.drift is not None
+        shown.add(gpu)
+    assert len(shown) >= 3, shown
