@@ -9,6 +9,7 @@ the others, and exits with 0. Exit status 2: refused before anything started.
 import argparse
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import signal
 import socket
@@ -80,6 +81,8 @@ async def _serve(
         timeout_graceful_shutdown=SEND_SECONDS,
     )
     server = _Server(config)
+    # All that is loaded stays, and looking through it again and again would hold up every stream.
+    gc.freeze()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)

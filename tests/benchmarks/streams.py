@@ -67,7 +67,9 @@ class HttpClient(asyncio.Protocol):
         *lines, self.rest = (self.rest + data).split(b"\n")
         at = time.monotonic()
         for line in lines:
-            if line.startswith(b"data: {"):
+            if line.startswith(b"HTTP/1.1 ") and b" 200 " not in line:
+                self.done.set_exception(ConnectionError(data.decode()))
+            elif line.startswith(b"data: {"):
                 event = EVENT.decode(line[6:])
                 if text := event.choices[0].text if event.choices else event.text_output:
                     self.pieces.append(text)

@@ -58,7 +58,8 @@ class TritonPythonModel:
                 sender.send(flags=FINAL)
                 continue
             limit, pause = int(given["request_output_len"][0]), float(given.get("min_tokens", [0])[0]) / 1000
-            responses = [answer(token) for token in given["input_ids"][:limit]]
+            asked = request.requested_output_names()
+            responses = [answer(token, asked) for token in given["input_ids"][:limit]]
             with self.changed:
                 due = time.monotonic() + pause
                 self.running[name] = Running(name, sender, given, responses, limit, pause, due)
@@ -103,7 +104,9 @@ class TritonPythonModel:
         running.sender.send(*([response] if response else []), flags=FINAL)
 
 
-def answer(token: int) -> Any:
-    """One token of one beam."""
+def answer(token: int, asked: list[str]) -> Any:
+    """One token of one beam. Outputs that nobody asked for are left out, as TensorRT-LLM's backend does."""
     tensors = {"output_ids": np.full((1, 1, 1), token, np.int32), "sequence_length": np.ones((1, 1), np.int32)}
-    return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in tensors.items()])
+    return pb_utils.InferenceResponse(
+        [pb_utils.Tensor(name, value) for name, value in tensors.items() if name in asked]
+    )
