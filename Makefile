@@ -27,7 +27,7 @@ serve: .venv/local.stamp ## keep the local stack serving, until Ctrl-C
 	$(RUN) -m fleet serve
 
 # Rooms whose tests start no engine can share a machine with each other; the others' would wait for processors.
-SHARING := $(addprefix tests/,compliance components contract planner)
+SHARING := $(addprefix tests/,compliance components contract planner policy workflows)
 
 test: .venv/test.stamp ## every test; those that need what this machine lacks say so and skip
 	$(RUN) -m pytest -n 2 --dist loadfile $(SHARING)
