@@ -18,7 +18,7 @@ GO_BUILD = CGO_ENABLED=0 go build -mod=readonly -trimpath -o $@ -ldflags
 OBJECT_STORES ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tritonfleet/object-stores
 export OBJECT_STORES
 
-.PHONY: demo serve test check format setup control-plane object-stores aiperf aiconfigurator catalog-clients policy clean
+.PHONY: demo serve test check format setup control-plane object-stores actionlint aiperf aiconfigurator catalog-clients policy clean
 
 demo: .venv/local.stamp ## serve a real model over three ranks, ask it a question, show what ran where
 	$(RUN) -m fleet demo
@@ -27,7 +27,7 @@ serve: .venv/local.stamp ## keep the local stack serving, until Ctrl-C
 	$(RUN) -m fleet serve
 
 # Rooms whose tests start no engine can share a machine with each other; the others' would wait for processors.
-SHARING := $(addprefix tests/,compliance components contract planner)
+SHARING := $(addprefix tests/,compliance components contract planner policy workflows)
 
 test: .venv/test.stamp ## every test; those that need what this machine lacks say so and skip
 	$(RUN) -m pytest -n 2 --dist loadfile $(SHARING)
@@ -65,6 +65,17 @@ $(OBJECT_STORES)/node_modules:
 	mkdir -p $(@D)
 	cp tests/runtime/tools/azurite/package*.json $(@D)
 	cd $(@D) && npm ci --ignore-scripts --no-audit --no-fund
+
+# The test of workflows looks here for their judge.
+ACTIONLINT_VERSION := $(shell sed -n 's/.*rhysd\/actionlint v\([0-9.]*\).*/\1/p' tests/workflows/tools/actionlint/go.mod)
+ACTIONLINT ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tritonfleet/actionlint-$(ACTIONLINT_VERSION)
+export ACTIONLINT
+
+actionlint: $(ACTIONLINT) ## the judge of workflows (Go)
+
+$(ACTIONLINT):
+	mkdir -p $(@D)
+	cd tests/workflows/tools/actionlint && $(GO_BUILD) "-s -w" github.com/rhysd/actionlint/cmd/actionlint
 
 catalog-clients: .venv/catalog.stamp ## the clouds' client libraries, for `fleet catalog refresh` and its tests (90 MB)
 

@@ -99,6 +99,7 @@ _PATTERNS = {
     ),
     "kubernetes_version": ("a minor version of Kubernetes", "write it in quotes, like '1.35'"),
     "triton": ("an image", "write REGISTRY/NAME:TAG, or better REGISTRY/NAME@sha256:DIGEST"),
+    "python_digest": ("an image's digest", "write sha256: and its 64 hexadecimal digits"),
     "account": ("an AWS account", "write its twelve digits in quotes"),
     "project": (
         "a project's id",
