@@ -38,7 +38,7 @@ def markdown(diffs: Sequence[StackDiff], title: str) -> str:
 def _document(diffs: Sequence[StackDiff], title: str, *, fields: int, resources: int) -> Iterator[str]:
     yield MARKER
     yield f"# fleet diff\n\n{_escaped(title)}\n"
-    shown = [diff for diff in diffs if diff.status != "same" or diff.engines or diff.notes]
+    shown = [diff for diff in diffs if not diff.silent]
     if not shown:
         yield "Nothing that is deployed changes, in any stack."
         return
@@ -51,7 +51,7 @@ def _document(diffs: Sequence[StackDiff], title: str, *, fields: int, resources:
         built = sum(engine.after is not None for engine in diff.engines)
         resources_text = status if diff.status == "failed" else f"{status}{summary(diff)}"
         yield f"| {_code(diff.stack)} | {resources_text} | {built or ''} | {_cost_cell(diff)} |"
-    same = [diff.stack for diff in diffs if diff not in shown]
+    same = [diff.stack for diff in diffs if diff.silent]
     if same:
         yield f"\nNothing changes in {', '.join(map(_code, same))}."
     for diff in shown:
@@ -116,8 +116,7 @@ def _component(change: ResourceChange) -> str:
 
 
 def _cost_cell(diff: StackDiff) -> str:
-    moves = diff.cost and (diff.cost.lines or diff.cost.before != diff.cost.after)
-    return money_text(diff.cost) if moves else ""
+    return money_text(diff.cost) if diff.cost_moves else ""
 
 
 def _code(text: str) -> str:

@@ -53,7 +53,10 @@ class Deployed:
 
     def __init__(self, project: Project, stack: str) -> None:
         self.project, self.stack = project, stack
-        project.pulumi("up", "--yes", "--skip-preview")
+        self.up()
+
+    def up(self) -> None:
+        self.project.pulumi("up", "--yes", "--skip-preview")
         self.before = self._rendered()
 
     def changes(self) -> tuple[ResourceChange, ...]:
@@ -206,9 +209,13 @@ def region(stack: Deployed) -> None:
     stack.values(move)
 
 
-def api_for_all(stack: Deployed) -> None:
-    """What a policy forbids: the API server's endpoint, for everybody."""
-    stack.values(lambda values: values["tritonfleet:cluster"].update(api_cidrs=["0.0.0.0/0"]))
+def spot_alone(stack: Deployed) -> None:
+    """What a policy forbids in production: no capacity but spot."""
+    stack.values(lambda values: values["tritonfleet:pools"][0].update(capacity=["spot"]))
+
+
+def data_guarded(stack: Deployed) -> None:
+    stack.values(lambda values: values["tritonfleet:storage"].update(keep_data=True))
 
 
 def label(stack: Deployed) -> None:
@@ -234,7 +241,8 @@ EDITS: Mapping[Callable[[Deployed], None], Mapping[str, set[Action]]] = {
     quantisation: {"kubernetes:batch/v1:Job": {"added", "deleted"}},
     mig_profile: {"aws:eks/nodeGroup:NodeGroup": {"changed"}},
     region: {"aws:s3/bucket:Bucket": {"replaced"}, "eks:index:Cluster": {"replaced"}},
-    api_for_all: {"eks:index:Cluster": {"changed"}},
+    spot_alone: {"aws:eks/nodeGroup:NodeGroup": {"deleted"}},
+    data_guarded: {},
     label: {"kubernetes:core/v1:Service": {"changed"}},
     nothing: {},
 }
@@ -253,11 +261,24 @@ def test_an_edit_is_judged_as_the_engine_does(aws: Deployed, edit: Callable[[Dep
 
 
 @pytest.mark.usefixtures("unedited")
+def test_what_the_plan_forbids_is_the_engines_error_too(aws: Deployed) -> None:
+    aws.values(lambda values: values["tritonfleet:cluster"].update(api_cidrs=["0.0.0.0/0"]))
+    (problem,) = rendered(aws.project.folder, [aws.stack])[aws.stack].problems
+    assert str(problem) in aws.project.pulumi("preview", fails=True)
+
+
+@pytest.mark.usefixtures("unedited")
 def test_the_engine_refuses_what_is_called_protected(aws: Deployed) -> None:
-    region(aws)
-    aws.values(lambda values: values["tritonfleet:storage"].update(keep_data=True))
-    protected = {change.urn for change in aws.changes() if change.action == "replaced" and change.protected}
-    said = aws.project.pulumi("preview", fails=True)
+    before = aws.before
+    data_guarded(aws)
+    aws.up()
+    try:
+        region(aws)
+        protected = {change.urn for change in aws.changes() if change.action == "replaced" and change.protected}
+        said = aws.project.pulumi("preview", fails=True)
+    finally:
+        aws.project.pulumi("state", "unprotect", "--all", "--yes")
+        aws.before = before
     refused = set(re.findall(r'unable to replace resource "([^"]+)"\n', said))
     assert refused
     assert refused <= protected

@@ -1,14 +1,17 @@
 """`fleet diff` on a git repository with this program in two commits."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 pytest.importorskip("pulumi", reason="Pulumi's packages are not installed: `make setup` installs them")
 if shutil.which("git") is None:
@@ -155,6 +158,31 @@ def test_a_rotated_key_changes_one_secret_and_is_not_shown(
         assert main(["diff", "HEAD", *form]) == OK
     printed = json.dumps(found) + capsys.readouterr().out
     assert not re.search("ciphertext|sk-[0-9a-f]{8}", printed)
+
+
+def test_the_workflows_step_leaves_the_comment_behind(repository: Path, tmp_path: Path) -> None:
+    """As GitHub runs it: bash, a base commit, the merged files in the working tree."""
+    file = ROOT / ".github" / "workflows" / "diff.yml"
+    workflow: dict[str, Any] = YAML(typ="safe").load(file)  # pyright: ignore[reportUnknownMemberType]
+    (step,) = [step for step in workflow["jobs"]["diff"]["steps"] if "BASE" in step.get("env", {})]
+    edit(repository, "max_nodes: 3", "max_nodes: 2")
+    commit(repository, "smaller")
+    summary = tmp_path / "summary.md"
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "GITHUB_STEP_SUMMARY": str(summary)}
+    try:
+        subprocess.run(
+            ["bash", "-e", "-c", step["run"]],
+            cwd=repository,
+            env=environment | {"BASE": git(repository, "rev-parse", "HEAD~1").strip()},
+            check=True,
+            timeout=300,
+        )
+        comment = (repository / "diff.md").read_text()
+    finally:
+        git(repository, "reset", "--quiet", "--hard", "HEAD~1")
+    assert comment.startswith(MARKER)
+    assert "**capacity**: `aws-h100-spot`: at most 2 nodes instead of 3" in comment
+    assert summary.read_text() == comment
 
 
 def test_two_commits_and_a_stack_of_only_one_of_them(repository: Path, diff: Diff) -> None:
