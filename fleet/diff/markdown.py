@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from fleet.diff.compare import ResourceChange
 from fleet.diff.report import StackDiff
-from fleet.diff.words import SIGNS, engine_text, field_text, money_text, summary, usd
+from fleet.diff.words import SIGNS, engine_text, field_text, guards, money_text, summary, usd
 
 MARKER = "<!-- fleet diff -->"
 """By which the comment is found again, to be replaced."""
@@ -81,7 +81,7 @@ def _stack(diff: StackDiff, *, fields: int, resources: int) -> Iterator[str]:
     if listed:
         yield f"\n<details><summary>{summary(diff)}</summary>\n"
         for change in sorted(listed, key=lambda change: _WORST.index(change.action)):
-            yield f"- {SIGNS[change.action]} {change.action} {_code(change.type)} {_code(change.name)}"
+            yield f"- **{change.action}** {_code(change.type)} {_code(change.name)}{guards(change)}"
             for field in change.fields[:fields]:
                 yield f"  - {_code(field_text(field))}"
             if len(change.fields) > fields:
@@ -93,20 +93,22 @@ def _stack(diff: StackDiff, *, fields: int, resources: int) -> Iterator[str]:
 
 def _picture(changes: Sequence[ResourceChange]) -> Iterator[str]:
     """The resources that change, below the component that they are part of."""
-    drawn = sorted(changes, key=lambda change: (_WORST.index(change.action), change.urn))[:_NODES]
+    parts = [change for change in changes if not change.type.startswith("tritonfleet:")]
+    drawn = sorted(parts, key=lambda change: (_WORST.index(change.action), change.urn))[:_NODES]
     yield "\n```mermaid\nflowchart LR"
     for number, component in enumerate(sorted({_component(change) for change in drawn})):
         yield f'  subgraph c{number}["{_label(component)}"]'
         for change in drawn:
             if _component(change) == component:
                 kind = change.type.rpartition(":")[2]
-                label = f"{SIGNS[change.action]} {_label(kind)}<br/>{_label(change.name)}"
+                # The sign behind: a text that begins with one would be a list to Mermaid.
+                label = f"{_label(kind)} {SIGNS[change.action]}<br/>{_label(change.name)}"
                 yield f'    n{drawn.index(change)}["{label}"]:::{change.action}'
         yield "  end"
     for action, style in _CLASSES.items():
         yield f"  classDef {action} {style}"
-    if len(changes) > len(drawn):
-        yield f'  more["{len(changes) - len(drawn)} more"]'
+    if len(parts) > len(drawn):
+        yield f'  more["{len(parts) - len(drawn)} more"]'
     yield "```"
 
 

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fleet.diff.report import StackDiff
-from fleet.diff.words import SIGNS, engine_text, field_text, money_text, summary, usd
+from fleet.diff.words import SIGNS, engine_text, field_text, guards, money_text, summary, usd
 
 _STYLES = {"added": "green", "changed": "yellow", "replaced": "bold magenta", "deleted": "bold red"}
 _RISKS = {
@@ -45,18 +45,7 @@ def _print_stack(diff: StackDiff, console: Console) -> None:
     for note in diff.notes:
         _say(console, f"  note: {note}")
     for change in diff.changes:
-        guards = ", ".join(
-            word
-            for word, on in (
-                ("protected", change.protected),
-                ("kept in the cloud", change.retained),
-                ("deleted first", change.deleted_first),
-            )
-            if on
-        )
-        line = (
-            f"  {SIGNS[change.action]} {change.type} {change.name}: {change.action}{f' ({guards})' if guards else ''}"
-        )
+        line = f"  {SIGNS[change.action]} {change.type} {change.name}: {change.action}{guards(change)}"
         _say(console, line, _STYLES[change.action])
         for field in change.fields:
             _say(console, f"      {field_text(field)}")

@@ -132,7 +132,7 @@ def test_an_edit_is_told_with_its_risks_and_its_cost_in_every_form(
     comment = capsys.readouterr().out
     assert comment.startswith(MARKER)
     assert "```mermaid\nflowchart LR" in comment
-    assert "± LustreFileSystem<br/>aws-storage-files" in comment
+    assert "LustreFileSystem ±<br/>aws-storage-files" in comment
     assert comment.index("**refused**") < comment.index("```mermaid")
     assert len(comment.encode()) <= LONGEST_BYTES
 
@@ -158,6 +158,17 @@ def test_a_rotated_key_changes_one_secret_and_is_not_shown(
         assert main(["diff", "HEAD", *form]) == OK
     printed = json.dumps(found) + capsys.readouterr().out
     assert not re.search("ciphertext|sk-[0-9a-f]{8}", printed)
+
+
+def test_keys_that_are_encrypted_as_a_whole_are_rotated_too(repository: Path, diff: Diff) -> None:
+    edit(repository, f"\n    team-a:\n      secure: {CIPHERTEXTS[0]}", f" {{secure: {CIPHERTEXTS[0]}}}")
+    commit(repository, "whole")
+    edit(repository, *CIPHERTEXTS)
+    try:
+        (stack,) = diff("HEAD")["stacks"]
+    finally:
+        git(repository, "reset", "--quiet", "--hard", "HEAD~1")
+    assert named(stack) == {"serving-api-keys-secret": "changed"}
 
 
 def test_the_workflows_step_leaves_the_comment_behind(repository: Path, tmp_path: Path) -> None:
