@@ -21,7 +21,7 @@ OPERATIONS: Mapping[str, Action] = {
     "delete-replaced": "replaced",
     "delete": "deleted",
 }
-EKS, CHILD = "eks:index:Cluster", "eks:index:Cluster$aws:eks/cluster:Cluster"
+EKS, CLUSTER = "eks:index:Cluster", "$aws:eks/cluster:Cluster"
 
 # Without `keep_data` nothing is protected: what is, the engine refuses, and says little of the rest.
 STACK = """\
@@ -67,20 +67,15 @@ class Deployed:
         return {change.urn: change.action for change in self.changes()}
 
     def engine(self) -> dict[str, Action]:
-        """What the engine plans, by URN: of pulumi-eks' component what becomes of the cluster in it."""
+        """What the engine plans, by URN."""
         text = self.project.pulumi("preview", "--json")
         found: dict[str, Action] = {}
         for step in json.loads(text[text.index("{") :])["steps"]:
             urn, action = step["urn"], OPERATIONS.get(step["op"])
             if action is None or "pulumi:pulumi:Stack" in urn:
                 continue
-            types = urn.split("::")[2]
-            if EKS in types and not types.endswith(EKS):
-                urn = (
-                    urn.replace(f"{types}::", f"{types.partition(EKS)[0]}{EKS}::").rpartition("::")[0]
-                    + "::aws-cluster-eks"
-                )
-                action = action if types.endswith(CHILD) else found.get(urn, "changed")
+            if (urn := _shown_as(urn)) is None:
+                continue
             found[urn] = action
         return found
 
@@ -240,9 +235,8 @@ EDITS: Mapping[Callable[[Deployed], None], Mapping[str, set[Action]]] = {
     replicas: {"kubernetes:leaderworkerset.x-k8s.io/v1:LeaderWorkerSet": {"changed"}},
     quantisation: {"kubernetes:batch/v1:Job": {"added", "deleted"}},
     mig_profile: {"aws:eks/nodeGroup:NodeGroup": {"changed"}},
-    region: {"aws:s3/bucket:Bucket": {"replaced"}, "eks:index:Cluster": {"replaced"}},
     spot_alone: {"aws:eks/nodeGroup:NodeGroup": {"deleted"}},
-    data_guarded: {},
+    data_guarded: {"aws:s3/bucket:Bucket": {"changed"}},  # whether it is emptied before it is deleted
     label: {"kubernetes:core/v1:Service": {"changed"}},
     nothing: {},
 }
@@ -264,12 +258,14 @@ def test_an_edit_is_judged_as_the_engine_does(aws: Deployed, edit: Callable[[Dep
 def test_what_the_plan_forbids_is_the_engines_error_too(aws: Deployed) -> None:
     aws.values(lambda values: values["tritonfleet:cluster"].update(api_cidrs=["0.0.0.0/0"]))
     (problem,) = rendered(aws.project.folder, [aws.stack])[aws.stack].problems
-    assert str(problem) in aws.project.pulumi("preview", fails=True)
+    said = aws.project.pulumi("preview", fails=True)
+    assert all(part in said for part in (problem.key, problem.what, problem.consequence, problem.fix))
 
 
 @pytest.mark.usefixtures("unedited")
 def test_the_engine_refuses_what_is_called_protected(aws: Deployed) -> None:
-    before = aws.before
+    file = aws.project.folder / "stacks" / f"Pulumi.{aws.stack}.yaml"
+    text = file.read_text()
     data_guarded(aws)
     aws.up()
     try:
@@ -278,10 +274,34 @@ def test_the_engine_refuses_what_is_called_protected(aws: Deployed) -> None:
         said = aws.project.pulumi("preview", fails=True)
     finally:
         aws.project.pulumi("state", "unprotect", "--all", "--yes")
-        aws.before = before
-    refused = set(re.findall(r'unable to replace resource "([^"]+)"\n', said))
+        file.write_text(text)
+        aws.up()
+    refused = {_shown_as(urn) for urn in re.findall(r'unable to replace resource "([^"]+)"\n', said)}
     assert refused
     assert refused <= protected
+
+
+@pytest.mark.usefixtures("unedited")
+def test_another_region_is_judged_as_the_engine_does(aws: Deployed) -> None:
+    """By what the update does: its preview has no cluster to ask, and takes all changes in the old one for updates."""
+    region(aws)
+    was = {resource["urn"] for resource in aws.before}
+    changes = {
+        change.urn: change for change in aws.changes() if not change.type.startswith(("pulumi:", "tritonfleet:"))
+    }
+    aws.project.events()
+    aws.up()
+    now = {resource["urn"] for resource in aws.before}
+    happened: dict[str, Action] = {}
+    for operation, child in aws.project.events():
+        if urn := _shown_as(child):
+            gone: Action = "replaced" if urn in now else "deleted"
+            new: Action = "replaced" if urn in was else "added"
+            actions: Mapping[str, Action] = {"create": new, "update": "changed", "delete": gone}
+            happened[urn] = actions[operation]
+    kept = {urn for urn, change in changes.items() if change.action == "deleted" and change.retained}
+    assert {urn: change.action for urn, change in changes.items() if urn not in kept} == happened
+    assert {changes[urn].action for urn in changes if _type(urn) in ("aws:s3/bucket:Bucket", EKS)} == {"replaced"}
 
 
 def test_a_storage_class_is_judged_as_the_engine_does(kind: Deployed) -> None:
@@ -291,6 +311,15 @@ def test_a_storage_class_is_judged_as_the_engine_does(kind: Deployed) -> None:
     assert {_type(urn): action for urn, action in found.items()}[
         "kubernetes:core/v1:PersistentVolumeClaim"
     ] == "replaced"
+
+
+def _shown_as(urn: str) -> str | None:
+    """The URN by which `fleet diff` knows it: of pulumi-eks' component it shows what becomes of the cluster in it."""
+    types = urn.split("::")[2]
+    if f"{EKS}$" not in types:
+        return urn
+    above = types.removesuffix(CLUSTER)
+    return f"{'::'.join(urn.split('::')[:2])}::{above}::aws-cluster-eks" if above.endswith(EKS) else None
 
 
 def _type(urn: str) -> str:
