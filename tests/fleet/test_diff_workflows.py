@@ -33,8 +33,8 @@ def workflow(name: str) -> dict[str, Any]:
 
 
 def test_they_pass_actionlint() -> None:
-    actionlint = shutil.which("actionlint")
-    if actionlint is None:
+    actionlint = os.environ.get("ACTIONLINT") or shutil.which("actionlint")
+    if actionlint is None or not Path(actionlint).is_file():
         pytest.skip("no actionlint on PATH: go install github.com/rhysd/actionlint/cmd/actionlint@v1.7.7")
     done = subprocess.run([actionlint, *FILES], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
