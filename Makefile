@@ -18,7 +18,7 @@ GO_BUILD = CGO_ENABLED=0 go build -mod=readonly -trimpath -o $@ -ldflags
 OBJECT_STORES ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tritonfleet/object-stores
 export OBJECT_STORES
 
-.PHONY: demo serve test check format setup control-plane object-stores clean
+.PHONY: demo serve test check format setup control-plane object-stores aiperf policy clean
 
 demo: .venv/local.stamp ## serve a real model over three ranks, ask it a question, show what ran where
 	$(RUN) -m fleet demo
@@ -62,6 +62,19 @@ $(OBJECT_STORES)/node_modules:
 	cp tests/runtime/tools/azurite/package*.json $(@D)
 	cd $(@D) && npm ci --ignore-scripts --no-audit --no-fund
 
+aiperf: .venv/aiperf/bin/aiperf ## NVIDIA's load generator, for its test and for `fleet bench` (1.2 GB)
+
+.venv/aiperf/bin/aiperf: requirements/aiperf.txt | .venv/bin/pip
+	$(PYTHON) -m venv --clear .venv/aiperf
+	.venv/aiperf/bin/pip --disable-pip-version-check install --require-hashes -r requirements/aiperf.txt
+
+policy: .venv/policy.stamp ## what Pulumi's CLI runs the policy pack with
+
+.venv/policy.stamp: policy/requirements.txt | .venv/bin/pip
+	$(PYTHON) -m venv --clear .venv/policy
+	.venv/policy/bin/pip --disable-pip-version-check install --require-hashes -r policy/requirements.txt
+	@touch $@
+
 clean: ## remove the environment, engines and logs
 	rm -rf .venv .fleet
 
@@ -77,7 +90,7 @@ clean: ## remove the environment, engines and logs
 	$(PIP) --no-deps -r requirements/wheels.txt
 	@touch $@
 
-.venv/test.stamp: requirements/test.txt requirements/checkov.txt requirements/moto.txt .venv/local.stamp
+.venv/test.stamp: requirements/test.txt requirements/checkov.txt requirements/moto.txt .venv/policy.stamp .venv/local.stamp
 	$(PIP) -r requirements/test.txt
 	$(PYTHON) -m venv .venv/checkov
 	.venv/checkov/bin/pip --disable-pip-version-check install --require-hashes -r requirements/checkov.txt

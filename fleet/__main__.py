@@ -8,7 +8,7 @@ from importlib import import_module
 from planner.errors import PlanError
 from runtime.errors import Refusal
 
-COMMANDS = ("plan", "synth", "diff", "serve", "ask", "bench", "engines", "demo")
+COMMANDS = ("plan", "synth", "diff", "policy", "serve", "ask", "bench", "engines", "demo")
 """Each is a module of this package."""
 
 

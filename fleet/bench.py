@@ -1,4 +1,7 @@
-"""`fleet bench`: load an OpenAI-compatible endpoint and say how fast it answered, as its clients see it."""
+"""`fleet bench`: load an OpenAI-compatible endpoint and say how fast it answered, as its clients see it.
+
+aiperf does it where it is on PATH: an instrument that others made, and read. The report is the same.
+"""
 
 import argparse
 import asyncio
@@ -16,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from fleet import aiperf
 from runtime.errors import Refusal
 
 plot: Any = plotext  # its functions have no annotations
@@ -53,21 +57,33 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--output-tokens", type=_positive, default=128, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=300, metavar="SECONDS", help="of one answer (default: 300)")
+    parser.add_argument(
+        "--tool", choices=("aiperf", "own"), help="what asks (default: aiperf where it is on PATH, else own)"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="aiperf's (default: the local fleet's, or named as the model)"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """0: every request was answered. 1: refused, or some failed."""
+    args.tool = args.tool or ("aiperf" if aiperf.installed() else "own")
     console = Console(stderr=True)
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("asking", total=args.requests)
-        answers, seconds = asyncio.run(load(args, lambda: progress.advance(task)))
-    report = summary(answers, seconds) | {"model": args.model, "url": args.url, "concurrency": args.concurrency}
+        task = progress.add_task(f"asking ({args.tool})", total=args.requests)
+        asyncio.run(_name_model(args))
+        if args.tool == "aiperf":
+            found, firsts = aiperf.load(args)
+        else:
+            answers, seconds = asyncio.run(load(args, lambda: progress.advance(task)))
+            found, firsts = summary(answers, seconds), [each.pieces[0] - each.sent for each in answers if each.pieces]
+    report = found | {name: getattr(args, name) for name in ("model", "url", "concurrency", "tool")}
     if args.json:
         print(json.dumps(report, indent=2))
     else:
-        print_report(report, answers, Console(highlight=False))
+        print_report(report, sorted(1000 * first for first in firsts), Console(highlight=False))
     return 1 if report["failed"] else 0
 
 
@@ -79,7 +95,6 @@ async def load(args: argparse.Namespace, advance: Callable[[], None]) -> tuple[l
     timeout = aiohttp.ClientTimeout(total=args.timeout)
     headers = {"Authorization": f"Bearer {args.api_key}"}
     async with aiohttp.ClientSession(connector=connections, timeout=timeout, headers=headers) as session:
-        args.model = args.model or await _only_model(session, args.url)
         # The first request pays for what is made on first use.
         warm = await _ask(session, args, prompts.pop())
         if warm.error:
@@ -119,12 +134,12 @@ def summary(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
     }
 
 
-def print_report(report: dict[str, Any], answers: Sequence[Answer], console: Console) -> None:
-    """The summary as a table, and how the latencies are spread as a picture."""
+def print_report(report: dict[str, Any], firsts: Sequence[float], console: Console) -> None:
+    """The summary as a table, and the spread of times to first token (milliseconds, ascending) as a picture."""
     console.print(
         f"{report['model']} at {report['url']}: {report['requests']} requests, {report['concurrency']} at once, "
-        f"{report['seconds']:.1f} s\n[bold]{report['output_tokens_per_s']:.1f} output tokens/s[/], "
-        f"{report['requests_per_s']:.2f} requests/s"
+        f"{report['seconds']:.1f} s, asked by {report['tool']}\n"
+        f"[bold]{report['output_tokens_per_s']:.1f} output tokens/s[/], {report['requests_per_s']:.2f} requests/s"
     )
     table = Table("milliseconds", "mean", *(f"p{each}" for each in PERCENTILES), box=None, header_style="bold")
     for name in ("time_to_first_token_ms", "inter_token_latency_ms", "request_latency_ms"):
@@ -132,7 +147,6 @@ def print_report(report: dict[str, Any], answers: Sequence[Answer], console: Con
     console.print(table)
     for error in report["errors"]:
         console.print(f"[red]failed:[/] {error}", markup=True)
-    firsts = sorted((answer.pieces[0] - answer.sent) * 1000 for answer in answers if answer.pieces)
     if len(firsts) > 1:
         plot.clear_figure()
         plot.theme("clear")
@@ -140,6 +154,12 @@ def print_report(report: dict[str, Any], answers: Sequence[Answer], console: Con
         plot.plot(firsts, [100 * (index + 1) / len(firsts) for index in range(len(firsts))])
         plot.title("requests (%) whose first token came within (ms)")
         print(plot.build())
+
+
+async def _name_model(args: argparse.Namespace) -> None:
+    if not args.model:
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {args.api_key}"}) as session:
+            args.model = await _only_model(session, args.url)
 
 
 async def _only_model(session: aiohttp.ClientSession, url: str) -> str:

@@ -78,19 +78,26 @@ def launch_arguments(args: argparse.Namespace, prepared: Prepared) -> list[str]:
     ]
 
 
-@contextlib.contextmanager
-def _frontend(model: ModelPlan, args: argparse.Namespace, prepared: Prepared) -> Generator[None]:
-    """OpenAI's API beside rank 0, on this machine only; it outlives the ranks' restarts. Raises Refusal."""
+def frontend_arguments(model: ModelPlan, args: argparse.Namespace, prepared: Prepared) -> list[str]:
+    """The frontend's command line."""
     flags = {
         "grpc": f"127.0.0.1:{args.grpc_port}",
         "model": model.name,
         "tokenizer": prepared.engine.resolve() / "tokenizer",
         "max-seq-len": model.config.max_seq_len,
-        "max-sequences": model.config.max_batch_size + model.config.serving.max_queue_size,
+        "max-sequences": model.config.max_sequences,
         "port": args.frontend_port,
         "state": prepared.run_dir / "state.json",
     }
-    command = [sys.executable, "-m", "frontend", *(f"--{name}={value}" for name, value in flags.items())]
+    # There tensorrt_llm itself takes text, and tensorrt_llm_bls gives it in pieces.
+    text = ["--engine-model=tensorrt_llm_bls", "--text"] if model.config.backend == "pytorch" else []
+    return [*(f"--{name}={value}" for name, value in flags.items()), *text]
+
+
+@contextlib.contextmanager
+def _frontend(model: ModelPlan, args: argparse.Namespace, prepared: Prepared) -> Generator[None]:
+    """OpenAI's API beside rank 0, on this machine only; it outlives the ranks' restarts. Raises Refusal."""
+    command = [sys.executable, "-m", "frontend", *frontend_arguments(model, args, prepared)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=process_tree.die_with_parent

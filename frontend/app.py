@@ -17,42 +17,59 @@ from frontend import metrics, page
 from frontend.completion import Model, prompts_of, sequences_of
 from frontend.errors import ApiError, unavailable
 from frontend.formats import ChatFormat, Format, TextFormat
+from frontend.group import Group
 from frontend.keys import Caller, Keys
 from frontend.openapi import document
 from frontend.requests import AnyRequest, ChatRequest, CompletionRequest, decoded
 from frontend.responses import CompletionResponse
+from frontend.tracing import Trace, Tracing
 
 MAX_BODY_BYTES = 10 * 1000 * 1000
 BODY_SECONDS = 60.0
 LAST_WORD_SECONDS = 2.0
-TRACE_HEADERS = ("traceparent", "tracestate")
 
 
 class Admission:
-    """Counts the sequences asked of the engine. What is over the limit is refused at once: nothing grows unbounded."""
+    """Counts the sequences asked of the engine. What is over the limit is refused at once: nothing grows unbounded.
 
-    def __init__(self, limit: int) -> None:
-        self.limit, self.used, self.closed = limit, 0, False
+    Nothing is admitted while this process shuts down (`closed`) or the group takes no requests.
+    """
+
+    def __init__(self, limit: int, group: Group) -> None:
+        self.limit, self.used, self.closed, self._group = limit, 0, False, group
+
+    def error(self) -> ApiError | None:
+        """Why nothing is admitted now."""
+        if self.closed:
+            return unavailable("the server shuts down: send the request again", "shutting_down")
+        return self._group.error()
 
     def take(self, count: int) -> None:
         """Raises ApiError."""
-        if self.closed:
-            raise unavailable("the server shuts down: send the request again", "shutting_down")
+        if error := self.error():
+            raise error
         if self.used + count > self.limit:
             raise unavailable(f"all {self.limit} places are taken: send the request again", "queue_full")
         self.give(-count)
 
     def give(self, count: int) -> None:
+        was_busy = self.used > 0
         self.used -= count
+        if was_busy != (self.used > 0):
+            self._group.hold(busy=self.used > 0)
         metrics.in_flight.set(self.used)
 
 
 class Frontend:
     """`app` is the ASGI application, with at most `max_sequences` in it. `state` is the launcher's state.json."""
 
-    def __init__(self, model: Model, keys: Keys, max_sequences: int, state: Path | None = None) -> None:
+    def __init__(
+        self, model: Model, keys: Keys, max_sequences: int, state: Path | None = None, tracing: Tracing | None = None
+    ) -> None:
+        self._tracing = tracing or Tracing()
         self._model, self._keys, self._created, self._state = model, keys, int(time.time()), state
-        self._admission = Admission(max_sequences)
+        self.group = Group(state, model.engine.ready)
+        self._admission = Admission(max_sequences, self.group)
         self._responses: set[CompletionResponse] = set()
         self.app = Starlette(
             routes=[
@@ -88,6 +105,14 @@ class Frontend:
         return await self._complete(request, CompletionRequest, TextFormat)
 
     async def _complete(self, http: Request, kind: type[AnyRequest], form: type[Format]) -> Any:
+        trace = self._tracing.start(http)
+        try:
+            return await self._admit(http, kind, form, trace)
+        except BaseException as error:
+            trace.end(error.status if isinstance(error, ApiError) else 500)
+            raise
+
+    async def _admit(self, http: Request, kind: type[AnyRequest], form: type[Format], trace: Trace) -> Any:
         caller = self._caller(http)
         self._admission.take(1)
         taken = 1
@@ -97,23 +122,26 @@ class Frontend:
             if request.model != self._model.name:
                 raise _no_model(request.model)
             prompts = await prompts_of(self._model, request)
-            sequences = sequences_of(self._model, request, prompts, _trace(http))
+            sequences = sequences_of(self._model, request, prompts, trace.metadata)
             if len(sequences) > self._admission.limit:
                 raise ApiError(400, f"{len(sequences)} answers at once; {self._admission.limit} are served", param="n")
-            prompt_tokens = sum(map(len, prompts))
+            prompt_tokens = sum(len(ids) for ids, _ in prompts)
             caller.take_prompt(prompt_tokens)
+            # Also for a single one: its body may have taken long enough for the group to drain meanwhile.
             self._admission.take(len(sequences) - 1)
             taken = len(sequences)
         except BaseException:
             self._admission.give(taken)
             raise
         metrics.prompt_tokens.inc(prompt_tokens)
+        trace.asked(request, prompt_tokens)
         usage = bool(request.stream_options and request.stream_options.include_usage)
 
         def ended(status: int, tokens: int) -> None:
             self._admission.give(taken)
             self._responses.discard(response)
             caller.tokens.take(tokens)
+            trace.end(status, sequences)
             _count(http, status)
 
         response = CompletionResponse(
@@ -152,8 +180,8 @@ class Frontend:
 
     async def _readyz(self, http: Request) -> Response:
         del http
-        if self._admission.closed:
-            raise unavailable("the server shuts down", "shutting_down")
+        if error := self._admission.error():
+            raise error
         if not await self._model.engine.ready():
             raise unavailable("the engine is not ready", "engine_unavailable")
         return _json({"status": "ready"})
@@ -161,7 +189,7 @@ class Frontend:
     async def _status(self, http: Request) -> Response:
         """For the page. Hosts are named, so the key is asked for."""
         self._caller(http)
-        ready = not self._admission.closed and await self._model.engine.ready()
+        ready = self._admission.error() is None and await self._model.engine.ready()
         return _json({"model": self._model.name, **page.status(self._state, ready=ready)})
 
     async def _metrics(self, http: Request) -> Response:
@@ -192,10 +220,6 @@ async def _body(http: Request) -> bytes:
     except ClientDisconnect:
         raise ApiError(400, "the client left before its request was whole") from None
     return b"".join(parts)
-
-
-def _trace(http: Request) -> tuple[tuple[str, str], ...]:
-    return tuple((name, http.headers[name]) for name in TRACE_HEADERS if name in http.headers)
 
 
 def _no_model(name: str) -> ApiError:

@@ -6,12 +6,14 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from frontend import metrics
-from frontend.detokenizer import Detokenizer, StopStrings
-from frontend.engine import Engine, Generation, Metadata
+from frontend.detokenizer import StopStrings
+from frontend.engine import Engine, Metadata
 from frontend.errors import ApiError
 from frontend.formats import LogProb, Piece
+from frontend.messages import Generation
 from frontend.requests import ChatRequest, CompletionRequest
 from frontend.tokenizer import ModelTokenizer
 
@@ -29,6 +31,13 @@ class Model:
     max_seq_len: int
 
 
+class Prompt(NamedTuple):
+    """Token ids, and the text that they were made of; None: the client sent ids."""
+
+    ids: list[int]
+    text: str | None
+
+
 class Sequence:
     """One choice of an answer."""
 
@@ -36,13 +45,19 @@ class Sequence:
         self._model, self._generation, self._stops = model, generation, stops
         self._answer = model.engine.answer(generation, metadata)
         self.tokens = 0
-        self.finished = False
+        self.first_token_ns: int | None = None
+        self.finish: str | None = None
         self.stop = self._answer.stop
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ended by itself, and not because it was stopped."""
+        return self.finish is not None
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The text as it comes; the last piece says why it ends, where it was not stopped. Raises ApiError."""
         model, asked = self._model, self._generation
-        text, stops = Detokenizer(model.tokenizer.decode), StopStrings(self._stops)
+        text_of, stops = self._answer.text_of(model.tokenizer.decode), StopStrings(self._stops)
         observe, counted = metrics.inter_token.observe, metrics.completion_tokens.inc
         last = started = time.perf_counter()
         metrics.waiting.inc()
@@ -53,6 +68,7 @@ class Sequence:
                     if last == started:
                         metrics.waiting.dec()
                         metrics.first_token.observe(now - started)
+                        self.first_token_ns = time.time_ns()
                     elif ids:
                         observe(now - last)
                     last = now
@@ -61,7 +77,7 @@ class Sequence:
                         ids.pop()
                     self.tokens += len(ids)
                     counted(len(ids))
-                    piece = text.push(ids)
+                    piece = text_of(ids)
                     if self._stops:
                         piece = stops.push(piece)
                     finish = None
@@ -70,8 +86,10 @@ class Sequence:
                     elif final:
                         finish = "stop" if ended or self.tokens < asked.max_tokens else "length"
                         piece += stops.flush()
-                    drawn = [LogProb(model.tokenizer.token(i), p) for i, p in zip(ids, log_probs, strict=False)]
-                    self.finished = finish is not None
+                    drawn = list[LogProb]()
+                    if log_probs:
+                        drawn = [LogProb(model.tokenizer.token(i), p) for i, p in zip(ids, log_probs, strict=False)]
+                    self.finish = finish
                     if piece or drawn or finish:
                         yield Piece(piece, drawn, finish)
                     if finish:
@@ -81,23 +99,25 @@ class Sequence:
                 metrics.waiting.dec()
 
 
-async def prompts_of(model: Model, request: ChatRequest | CompletionRequest) -> list[list[int]]:
-    """Each prompt's token ids; too long or empty ones are refused. Raises ApiError."""
+async def prompts_of(model: Model, request: ChatRequest | CompletionRequest) -> list[Prompt]:
+    """Each prompt; too long or empty ones are refused. Raises ApiError."""
     if isinstance(request, ChatRequest):
         text = model.tokenizer.chat_prompt([message.for_template() for message in request.messages])
         prompts = [await _encode(model, text, "messages", add_special_tokens=False)]
     else:
         prompts = [
-            await _encode(model, each, "prompt", add_special_tokens=True) if isinstance(each, str) else each
+            await _encode(model, each, "prompt", add_special_tokens=True)
+            if isinstance(each, str)
+            else Prompt(each, None)
             for each in request.prompts()
         ]
     param = "messages" if isinstance(request, ChatRequest) else "prompt"
-    if not prompts or not all(prompts):
+    if not prompts or not all(ids for ids, _ in prompts):
         raise ApiError(400, "the prompt is empty: send at least one token of text", param=param)
-    for prompt in prompts:
-        if len(prompt) >= model.max_seq_len:
-            raise _too_long(model, f"{len(prompt)}", param)
-        if max(prompt) > model.tokenizer.largest_id:
+    for ids, _ in prompts:
+        if len(ids) >= model.max_seq_len:
+            raise _too_long(model, f"{len(ids)}", param)
+        if max(ids) > model.tokenizer.largest_id:
             raise ApiError(400, f"token ids reach to {model.tokenizer.largest_id}", param=param)
     return prompts
 
@@ -105,7 +125,7 @@ async def prompts_of(model: Model, request: ChatRequest | CompletionRequest) -> 
 def sequences_of(
     model: Model,
     request: ChatRequest | CompletionRequest,
-    prompts: list[list[int]],
+    prompts: list[Prompt],
     metadata: Metadata,
 ) -> list[Sequence]:
     """n sequences of each prompt, with seeds in a row so that the choices differ and come again."""
@@ -127,25 +147,27 @@ def sequences_of(
         log_probs=request.log_probs,
     )
     sequences: list[Sequence] = []
-    for number, prompt in enumerate(prompt for prompt in prompts for _ in range(choices)):
-        room = model.max_seq_len - len(prompt)
+    for number, (ids, text) in enumerate(prompt for prompt in prompts for _ in range(choices)):
+        room = model.max_seq_len - len(ids)
         limit = min(request.limit or room, room)
-        asked = replace(base, prompt=prompt, max_tokens=limit, seed=(seed + number) % 2**64)
+        asked = replace(base, prompt=ids, text=text, max_tokens=limit, seed=(seed + number) % 2**64)
         sequences.append(Sequence(model, asked, request.stops(), metadata))
     return sequences
 
 
-async def _encode(model: Model, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
+async def _encode(model: Model, text: str, param: str, *, add_special_tokens: bool) -> Prompt:
     if len(text) > model.max_seq_len * model.tokenizer.longest_token:
         # No tokenizer could make it fit, and tokenising megabytes to say so takes seconds.
         raise _too_long(model, f"more than {model.max_seq_len}", param)
     try:
         if len(text) < LONG_TEXT:
-            return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(model.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+            ids = model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        else:
+            ids = await asyncio.to_thread(model.tokenizer.encode, text, add_special_tokens=add_special_tokens)
     except UnicodeEncodeError:
         # JSON can carry half of a surrogate pair, which is no character.
         raise ApiError(400, "the text has an unpaired surrogate: send valid Unicode", param=param) from None
+    return Prompt(ids, text)
 
 
 def _too_long(model: Model, tokens: str, param: str) -> ApiError:

@@ -1,50 +1,34 @@
 """Triton's `tensorrt_llm` model over gRPC: token ids in, token ids out as they come."""
 
 import asyncio
+import re
 import secrets
-import struct
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import grpc
-from tritonclient.grpc import service_pb2
 
+from frontend.detokenizer import Detokenizer
 from frontend.errors import ApiError, unavailable
+from frontend.messages import Generation, message, pb, stop_message
 
-# protobuf makes its classes at import, and grpc.aio has no annotations: no type checker sees them.
-pb: Any = service_pb2
-aio: Any = grpc.aio
+aio: Any = grpc.aio  # it has no annotations
 Metadata = tuple[tuple[str, str], ...]
 SERVICE = "/inference.GRPCInferenceService/"
 STOP_SECONDS = 5.0
+ID_BYTES = 4
+RAW_OUTPUT_CONTENTS_TAG = b"\x32"
+"""Field 6 of ModelInferResponse, the last: protobuf writes fields in the order of their numbers."""
+GONE = ("stopping", "not ready", "not found", "not healthy", "send the request again")
+"""Words of errors that say that the engine does not serve now, and nothing of the request."""
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """What is asked of the engine. Greedy where top_k is 1; top_k 0 and top_p 1 draw from all tokens."""
-
-    prompt: list[int]
-    max_tokens: int
-    end_id: int
-    pad_id: int
-    seed: int
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    min_tokens: int = 0
-    log_probs: bool = False
 
 
 class Tokens(NamedTuple):
@@ -64,7 +48,8 @@ class Engine:
         self._stream = self._channel.stream_stream(
             SERVICE + "ModelStreamInfer",
             request_serializer=pb.ModelInferRequest.SerializeToString,
-            response_deserializer=pb.ModelStreamInferResponse.FromString,
+            # As bytes: see Answer.tokens.
+            response_deserializer=None,
         )
         self._ready = self._channel.unary_unary(
             SERVICE + "ModelReady",
@@ -87,7 +72,7 @@ class Engine:
     def answer(self, generation: Generation, metadata: Metadata = ()) -> "Answer":
         """One generation, which begins when its tokens are asked for."""
         self._last_id += 1
-        return Answer(self, _message(self.model, str(self._last_id), generation), metadata)
+        return Answer(self, message(self.model, str(self._last_id), generation), metadata)
 
     async def watch(self) -> None:
         """Cancels streams whose engine is silent, for as long as the process lives."""
@@ -124,10 +109,15 @@ class Answer:
         self._engine, self._request, self._metadata = engine, request, metadata
         self._call: Any = None
         self._finals = 1  # to come: the generation's, and that of a stop request
+        self._usual: bytes | None = None
         self.stopped = False
 
     async def tokens(self) -> AsyncGenerator[Tokens, None]:
-        """As they come, until the end or a stop; closed early, the engine is told to stop. Raises ApiError."""
+        """As they come, until the end or a stop; closed early, the engine is told to stop. Raises ApiError.
+
+        Replies of one token are alike in all but their last four bytes, which are its id. So after one has been parsed,
+        the next are compared with it: parsing each would cost more than turning it into text.
+        """
         if self.stopped:
             return
         engine = self._engine
@@ -136,21 +126,30 @@ class Answer:
         try:
             await call.write(self._request)
             while self._finals:
-                reply = await call.read()
-                if reply is aio.EOF:
+                raw = await call.read()
+                if raw is aio.EOF:
                     raise unavailable("the engine ended the stream: send the request again", "engine_unavailable")
                 engine.heard[call] = time.monotonic()
+                if raw[:-ID_BYTES] == self._usual:
+                    if not self.stopped:
+                        yield Tokens([int.from_bytes(raw[-ID_BYTES:], "little", signed=True)], [], False)
+                    continue
+                reply = _parsed(raw)
                 final = self._count(reply)
                 if self.stopped:
                     continue
                 if reply.error_message:
                     raise _engine_error(reply.error_message)
-                yield _tokens(reply.infer_response, final)
+                if not final and _is_one_token(raw, reply.infer_response):
+                    self._usual = raw[:-ID_BYTES]
+                yield self._tokens(reply.infer_response, final)
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
             raise _lost(error) from None
         except asyncio.CancelledError:
             if asyncio.current_task().cancelling():  # pyright: ignore[reportOptionalMemberAccess]
                 raise
+            if self.stopped:
+                return
             # Not the caller was cancelled but the stream, by the watch over silent ones.
             raise unavailable(f"the engine is silent for {engine.silence_seconds:g} s", "engine_stalled") from None
         finally:
@@ -160,6 +159,10 @@ class Answer:
                 engine.spawn(self._finish(call))
             else:
                 self._release(call)
+
+    def text_of(self, decode: Callable[[list[int]], str]) -> Callable[[list[int]], str]:
+        """A function from the ids that `tokens` just gave to the text that they complete."""
+        return Detokenizer(decode).push
 
     def stop(self) -> None:
         """Ask the engine to end; `tokens` ends when it has."""
@@ -176,10 +179,10 @@ class Answer:
                     self._finals += 1
                     await self._send_stop(call)
                 while self._finals:
-                    reply = await call.read()
-                    if reply is aio.EOF:
+                    raw = await call.read()
+                    if raw is aio.EOF:
                         return
-                    self._count(reply)
+                    self._count(_parsed(raw))
         except (grpc.RpcError, asyncio.InvalidStateError, TimeoutError):
             call.cancel()
         else:
@@ -187,7 +190,7 @@ class Answer:
 
     async def _send_stop(self, call: Any) -> None:
         with suppress(grpc.RpcError, asyncio.InvalidStateError):
-            await call.write(_stop_message(self._engine.model, self._request.id))
+            await call.write(stop_message(self._engine.model, self._request.id))
 
     def _release(self, call: Any) -> None:
         if call.done() or self._metadata:
@@ -195,58 +198,28 @@ class Answer:
         else:
             self._engine.idle.append(call)
 
+    def _tokens(self, response: Any, final: bool) -> Tokens:
+        return _tokens(response, final)
+
     def _count(self, reply: Any) -> bool:
         final = bool(reply.error_message) or reply.infer_response.parameters["triton_final_response"].bool_param
         self._finals -= final
         return final
 
 
-def _message(model: str, request_id: str, generation: Generation) -> Any:
-    g = generation
-    request = pb.ModelInferRequest(model_name=model, id=request_id)
-    _add(request, "input_ids", "INT32", struct.pack(f"<{len(g.prompt)}i", *g.prompt), len(g.prompt))
-    integers = {
-        "input_lengths": len(g.prompt),
-        "request_output_len": g.max_tokens,
-        "end_id": g.end_id,
-        "pad_id": g.pad_id,
-        "runtime_top_k": g.top_k,
-    }
-    floats = {"temperature": g.temperature, "runtime_top_p": g.top_p}
-    if g.min_tokens:
-        integers["min_tokens"] = g.min_tokens
-    penalties = {
-        "presence_penalty": (g.presence_penalty, 0),
-        "frequency_penalty": (g.frequency_penalty, 0),
-        "repetition_penalty": (g.repetition_penalty, 1),
-    }
-    floats |= {name: given for name, (given, neutral) in penalties.items() if given != neutral}
-    for name, number in integers.items():
-        _add(request, name, "INT32", struct.pack("<i", number))
-    for name, number in floats.items():
-        _add(request, name, "FP32", struct.pack("<f", number))
-    _add(request, "seed", "UINT64", struct.pack("<Q", g.seed))
-    for name in ("streaming", "exclude_input_in_output", *(["return_log_probs"] if g.log_probs else [])):
-        _add(request, name, "BOOL", b"\1")
-    for name in ("output_ids", *(["output_log_probs"] if g.log_probs else [])):
-        request.outputs.add(name=name)
-    request.parameters["triton_enable_empty_final_response"].bool_param = True
-    return request
+def _parsed(raw: bytes) -> Any:
+    return pb.ModelStreamInferResponse.FromString(raw)
 
 
-def _stop_message(model: str, request_id: str) -> Any:
-    """A stop, with the tensors that the engine requires of every request."""
-    stop = pb.ModelInferRequest(model_name=model, id=request_id)
-    for name in ("input_ids", "input_lengths", "request_output_len"):
-        _add(stop, name, "INT32", b"\0\0\0\0")
-    _add(stop, "stop", "BOOL", b"\1")
-    stop.parameters["triton_enable_empty_final_response"].bool_param = True
-    return stop
-
-
-def _add(request: Any, name: str, datatype: str, raw: bytes, count: int = 1) -> None:
-    request.inputs.add(name=name, datatype=datatype, shape=(1, count))
-    request.raw_input_contents.append(raw)
+def _is_one_token(raw: bytes, response: Any) -> bool:
+    """Whether the last bytes of a message are its raw_output_contents, and these the id of one token."""
+    contents = response.raw_output_contents
+    return (
+        len(contents) == 1
+        and response.outputs[0].name == "output_ids"
+        and raw.endswith(RAW_OUTPUT_CONTENTS_TAG + bytes((ID_BYTES,)) + contents[0])
+        and len(contents[0]) == ID_BYTES
+    )
 
 
 def _tokens(response: Any, final: bool) -> Tokens:
@@ -264,8 +237,10 @@ def _tokens(response: Any, final: bool) -> Tokens:
 def _engine_error(message: str) -> ApiError:
     if "maximum queue size" in message or "queue is full" in message:
         return unavailable(f"the engine's queue is full: {message}", "queue_full")
-    if any(word in message for word in ("stopping", "not ready", "not found", "send the request again")):
+    if any(word in message for word in GONE):
         return unavailable(f"the engine cannot serve now: {message}", "engine_unavailable")
+    if unsupported := re.search(r"(\w+) is not supported by", message):
+        return ApiError(400, message, param=unsupported[1], code="unsupported_parameter")
     if "KV cache" in message:
         return ApiError(400, f"the request is larger than the engine: {message}", code="context_length_exceeded")
     return ApiError(500, f"the engine refused the request: {message}", kind="server_error", code="engine_error")

@@ -5,6 +5,8 @@ from typing import Any
 import msgspec
 
 RETRY_SECONDS = 1
+ELSEWHERE = ("shutting_down", "engine_unavailable")
+"""Codes of what another replica could serve now."""
 
 
 class Refusal(Exception):
@@ -39,6 +41,9 @@ class ApiError(Exception):
         headers = {"content-type": "application/json"}
         if self.retry_after is not None:
             headers["retry-after"] = str(max(1, round(self.retry_after)))
+        if self.code in ELSEWHERE:
+            # The next request may then come to another replica, which load balancers choose by connection.
+            headers["connection"] = "close"
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
         return headers

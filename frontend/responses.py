@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from starlette.types import Receive, Scope, Send
 
@@ -13,6 +13,9 @@ from frontend.engine import STOP_SECONDS
 from frontend.errors import ApiError, unavailable
 from frontend.events import EventWriter
 from frontend.formats import DONE, Format, Piece, Usage
+
+ENGINE_SECONDS = 1.0
+"""What the engine has to end a request that is cut off."""
 
 
 class CompletionResponse:
@@ -30,6 +33,7 @@ class CompletionResponse:
         self._sequences, self._form, self._prompt_tokens = sequences, form, prompt_tokens
         self._stream, self._ended = stream, ended
         self._cut_off: ApiError | None = None
+        self._generating: asyncio.Timeout | None = None
         self._status = 200
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,9 +57,12 @@ class CompletionResponse:
             work.result()
 
     def cut_off(self) -> None:
-        """End now and tell the client why."""
+        """End now and tell the client why, even where the engine does not answer."""
         self._cut_off = unavailable("the server shuts down: send the request again", "shutting_down")
         self._stop()
+        if self._generating is not None:
+            with suppress(RuntimeError):  # all is generated, and only to be sent
+                self._generating.reschedule(asyncio.get_running_loop().time() + ENGINE_SECONDS)
 
     def _stop(self) -> None:
         for sequence in self._sequences:
@@ -65,10 +72,9 @@ class CompletionResponse:
         writer = EventWriter(send)
         try:
             pieces: list[list[Piece]] = [[] for _ in self._sequences]
-            if len(self._sequences) == 1:
-                await self._choice(0, writer, pieces[0])
-            else:
-                await self._all_choices(writer, pieces)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None) as self._generating:
+                    await self._all_choices(writer, pieces)
             if not all(sequence.finished for sequence in self._sequences):
                 raise self._cut_off or unavailable("the client left", "client_left")
             usage = Usage(self._prompt_tokens, sum(sequence.tokens for sequence in self._sequences))
@@ -85,6 +91,9 @@ class CompletionResponse:
                 await _whole(send, error.status, error.headers(), error.body())
 
     async def _all_choices(self, writer: EventWriter, pieces: list[list[Piece]]) -> None:
+        if len(pieces) == 1:
+            await self._choice(0, writer, pieces[0])
+            return
         try:
             async with asyncio.TaskGroup() as group:
                 for index, kept in enumerate(pieces):

@@ -1,6 +1,7 @@
 """The model's tokenizer and chat template, from the tokenizer folder of its engine."""
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 from frontend.errors import ApiError, Refusal
 
 REPLACEMENT = "\ufffd"
+CACHED_TOKENS = 1 << 16
 
 
 class ModelTokenizer:
@@ -43,14 +45,24 @@ class ModelTokenizer:
                 "build the engine again from a checkpoint that has the tokenizer files published with its weights",
             )
         self._bos_id, self.end_id, self.pad_id = bos, end, end if pad is None else pad
+        self._adds_bos = bos is not None and self._tokenizer.encode("").ids[:1] == [bos]
+        # Every token of an answer is decoded with the one before it, and then by itself.
+        self._one = lru_cache(CACHED_TOKENS)(self._decoded)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids; special tokens written in the text are parsed as such. A leading BOS is never doubled."""
         ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids[1:] if self._bos_id is not None and ids[:2] == [self._bos_id] * 2 else ids
 
+    def without_bos(self, prompt: str) -> str:
+        """The prompt for an engine that tokenises it itself: a BOS that the tokenizer adds would stand there twice."""
+        return prompt.removeprefix(self._special["bos_token"] or "") if self._adds_bos else prompt
+
     def decode(self, ids: list[int]) -> str:
         """Text; bytes that are not (yet) a whole character come out as U+FFFD."""
+        return self._one(ids[0]) if len(ids) == 1 else self._decoded(*ids)
+
+    def _decoded(self, *ids: int) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def token(self, token_id: int) -> str:

@@ -198,6 +198,12 @@ class ImagesConfig(Strict):
         max_length=512,
         description="Image that builds and serves; none: the pinned NVIDIA image.",
     )
+    python_digest: str | None = Field(
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        default=None,
+        description="Digest (`sha256:…`) of the pinned Python image, which small controllers and frontends run in; "
+        "none: its tag.",
+    )
     pull_through: bool = Field(
         default=False, description="Pull public images through a cache in the account's own registry."
     )

@@ -96,6 +96,11 @@ class ModelConfig(Strict):
         return self.tensor_parallel * self.pipeline_parallel
 
     @property
+    def max_sequences(self) -> int:
+        """Sequences of one replica that run or wait: the engine refuses what comes on top."""
+        return self.max_batch_size + self.serving.max_queue_size
+
+    @property
     def converted(self) -> bool:
         """Whether convert_checkpoint.py makes the engine's checkpoint; what needs calibration, quantize.py makes."""
         return self.quantization.kv_cache == "none" and self.quantization.weights in ("none", "int8_wo", "int4_wo")

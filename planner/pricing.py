@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from planner.cloud_config import CapacityType
 from planner.clouds import cloud_facts
 from planner.fleet import CostEstimate, CostLine, NodeGroupPlan, PoolPlan, QuotaNeed
 from planner.instances import InstanceType, instances
@@ -59,10 +60,21 @@ def _line(group: NodeGroupPlan, nodes: int, known: Mapping[str, InstanceType]) -
     )
 
 
+def most_usd_h(cloud: str, capacity: CapacityType, instance_types: Sequence[str]) -> float | None:
+    """USD per hour of the dearest of some types; None where no price of any is known. What is no GPU type costs 0."""
+    known = instances(cloud)
+    found = [_price_of(capacity, known[name])[0] for name in instance_types if name in known]
+    return max((price for price in found if price is not None), default=None if found else 0.0)
+
+
 def _price(group: NodeGroupPlan, instance: InstanceType) -> tuple[float | None, str]:
-    if group.capacity == "spot":
+    return _price_of(group.capacity, instance)
+
+
+def _price_of(capacity: CapacityType, instance: InstanceType) -> tuple[float | None, str]:
+    if capacity == "spot":
         return instance.spot_usd_h, instance.spot_as_of
-    if group.capacity == "on-demand" and instance.on_demand_usd_h is not None:
+    if capacity == "on-demand" and instance.on_demand_usd_h is not None:
         return instance.on_demand_usd_h, instance.price_as_of
     # What reserved capacity costs was agreed when it was bought.
     return None, ""

@@ -7,6 +7,7 @@ from planner.clouds import CLOUDS, CloudFacts
 from planner.clouds.facts import Sizes, version_of
 from planner.config import SiteConfig
 from planner.config_problems import Finding
+from planner.endpoints import is_everyone
 from planner.errors import Problem, did_you_mean, shown
 from planner.instances import instances, offering, regions
 from planner.instances import zones as instance_zones
@@ -76,7 +77,7 @@ def _not_a_public_range(cidr: str) -> tuple[str, str, str] | None:
         open_to = ipaddress.ip_network(cidr)
     except ValueError as error:
         return f"{shown(cidr)}: {error}", "the control plane would refuse it", example
-    if open_to.prefixlen == 0:
+    if is_everyone(cidr):
         cost = "everyone on the internet could try to log in to the control plane"
         return f"{cidr} is everyone", cost, "give your office's or CI's ranges, or none"
     if not isinstance(open_to, ipaddress.IPv4Network):

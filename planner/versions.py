@@ -140,6 +140,12 @@ CLUSTER_AUTOSCALER: Final = {"1.33": "v1.33.6", "1.34": "v1.34.5", "1.35": "v1.3
 PYTHON_IMAGE: Final = "public.ecr.aws/docker/library/python:3.13.15-slim-trixie"
 """What small controllers of our own run in; they use the standard library only."""
 
+
+def python_image(digest: str | None) -> str:
+    """That image, by the digest that a stack gives it."""
+    return f"{PYTHON_IMAGE}@{digest}" if digest else PYTHON_IMAGE
+
+
 PYTHON_PACKAGES: Final = {
     "kubernetes": "37.0.2",
     "pulumi": "3.272.0",

@@ -193,10 +193,13 @@ def _even_share(ranks: int, group_size: int) -> int:
 
 @contextlib.contextmanager
 def _only_launcher(run_dir: Path) -> Generator[None]:
-    """Holds the run directory, so that two launchers never write one state.json. Raises Refusal."""
+    """Holds the run directory, so that two launchers never write one state.json. Raises Refusal.
+
+    A frontend sees by this lock whether the launcher lives. A record lock, unlike flock's, can be asked about.
+    """
     with (run_dir / "lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Refusal(
                 f"another launcher is using {run_dir}",

@@ -15,10 +15,14 @@ from runtime.generation import Generation
 from runtime.mpi import MpiRun
 from runtime.rank import HostSettings
 from runtime.rendezvous import ConnectionLost, Member, Message, Rendezvous, Timing
-from runtime.state import write_state
+from runtime.state import IN_FLIGHT, frontends_are_idle, write_state
 
 LONGEST_BACK_OFF_SECONDS = 60.0
 PROGRESS_SECONDS = 15.0
+IDLE_POLL_SECONDS = 0.05
+NOTICE_SECONDS = 0.25
+"""From the state that says so to the drain itself. The frontend, which looks every 50 ms, refuses requests by then that
+Triton would refuse."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Leader:
         self.stopping.set()
 
     async def serve(self) -> None:
+        (self.plan.run_dir / IN_FLIGHT).touch()
         self._write_state()
         if self.plan.group_size > 1:
             await self._open_rendezvous()
@@ -94,13 +99,13 @@ class Leader:
                 self._announce_ready(started, ready_at, lost_at)
                 await self._first(generation.over, self.stopping.wait())
             if self.stopping.is_set():
-                await self._end_in_order(generation, drain=ready_at is not None)
+                await self._end_in_order(generation, "stopping", drain=ready_at is not None)
                 break
             reason = generation.over.result()
             lost_at = generation.over_at
             if generation.to_drain:
                 self.reason = reason
-                await self._end_in_order(generation, drain=ready_at is not None)
+                await self._end_in_order(generation, "draining", drain=ready_at is not None)
                 self.phase = "restarting"
                 self._write_state()
                 self.say(f"nothing is left of generation {self.number}: {reason}")
@@ -216,12 +221,17 @@ class Leader:
         since_loss = f", {ready_at - lost_at:.1f} s after the loss" if lost_at is not None else ""
         self.say(f"generation {self.number}: ready in {ready_at - started:.1f} s{since_loss}")
 
-    async def _end_in_order(self, generation: Generation, *, drain: bool) -> None:
-        self.phase = "stopping"
+    async def _end_in_order(self, generation: Generation, phase: str, *, drain: bool) -> None:
+        self.phase = phase
         self._write_state()
         if drain:
-            self.say("stopping: no new requests; waiting for those in flight")
-            await generation.drain(self.plan.drain_seconds)
+            self.say(f"{phase}: no new requests; waiting for those in flight")
+            end = time.monotonic() + self.plan.drain_seconds
+            await asyncio.sleep(NOTICE_SECONDS)
+            # Triton does not wait for the streams of decoupled models.
+            while not frontends_are_idle(self.plan.run_dir) and time.monotonic() < end:
+                await asyncio.sleep(IDLE_POLL_SECONDS)
+            await generation.drain(end - time.monotonic())
         await self._end(generation)
 
     async def _let_go(self, member: Member) -> None:

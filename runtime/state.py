@@ -1,11 +1,13 @@
 """state.json in a launcher's run directory: what its group, or its place in one, is doing. For probes and people."""
 
+import fcntl
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 STATE = "state.json"
+IN_FLIGHT = "in-flight"
 
 
 def write_state(run_dir: Path, state: dict[str, Any]) -> None:
@@ -22,6 +24,16 @@ def read_state(run_dir: Path) -> dict[str, Any] | None:
         return dict(json.loads((run_dir / STATE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def frontends_are_idle(run_dir: Path) -> bool:
+    """Whether no frontend has requests in flight: one that has holds a shared lock on a file there."""
+    with (run_dir / IN_FLIGHT).open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def launcher_lives(state: dict[str, Any]) -> bool:

@@ -30,6 +30,8 @@ LOG_FLAGS = {
     "verbose": ("--log-verbose=1",),
 }
 """Triton's flags for each log level: what it writes beyond its default, or leaves out."""
+EXIT_SECONDS = 3600
+"""The launcher bounds a drain. Triton by itself would cut what takes longer than 30 s, and a notice may be of 120 s."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def rank_command(
         f"--model-repository={model_repository}",
         f"--backend-directory={triton.backend_directory}",
         "--disable-auto-complete-config",
+        f"--exit-timeout-secs={EXIT_SECONDS}",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}{rank}_",
         *LOG_FLAGS[log_level],
     ]

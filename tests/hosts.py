@@ -1,5 +1,6 @@
 """Two "hosts" for tests: network namespaces joined by a virtual cable, each with one address and its own loopback."""
 
+import ctypes
 import os
 import re
 import shutil
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 
 import psutil
 import pytest
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWNET = 0x40000000
 
 
 @dataclass
@@ -23,6 +27,16 @@ class Hosts:
         """Goes before a command that is to run there, under a hostname of its own."""
         name = self.names[host]
         return ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$@"', "sh"]
+
+    @contextmanager
+    def inside(self, host: int) -> Generator[None]:
+        """This thread is on that host meanwhile, with the processes, threads and sockets that it makes."""
+        with open("/proc/thread-self/ns/net") as here, open(f"/run/netns/{self.names[host]}") as there:
+            _enter(there.fileno())
+            try:
+                yield
+            finally:
+                _enter(here.fileno())
 
     def cut(self) -> None:
         ip("-n", self.names[1], "link", "set", "eth0", "down")
@@ -57,6 +71,11 @@ def two_hosts() -> Generator[Hosts]:
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def _enter(namespace: int) -> None:
+    if LIBC.setns(namespace, CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
 
 
 def ip(*arguments: str) -> None:

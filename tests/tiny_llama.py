@@ -54,4 +54,5 @@ def write(folder: Path, *, tokens: int = 101, **changes: object) -> Path:
     Tokenizer(models.WordLevel({f"t{i}": i for i in range(tokens)}, unk_token="t0")).save(
         str(folder / "tokenizer.json")
     )
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": f"t{config['eos_token_id']}"}))
     return folder

@@ -15,6 +15,7 @@ from components.platform.memlock.component import Memlock, MemlockArgs
 from components.platform.mig_gate.component import MigGate, MigGateArgs, gated
 from components.platform.namespaces import GPU_OPERATOR, LABELS, NODES, SERVING, namespaces, serving_rules
 from planner.fleet import CloudPlan
+from planner.versions import python_image
 
 if TYPE_CHECKING:
     # The clouds hand over charts of their own, and so import this package.
@@ -73,15 +74,16 @@ class Platform(pulumi.ComponentResource):
                 namespace=GPU_OPERATOR,
                 pools=closed,
                 mirrors=cloud.mirrors,
+                image=python_image(plan.images.python_digest),
                 depends_on=[spaces[GPU_OPERATOR], *cloud.nodes],
             )
             ready.append(MigGate(f"{name}-mig-gate", gate, child))
         locked = [pool.name for pool in plan.pools if pool.fabric and pool.fabric.raise_memlock]
         if locked:
             space = pulumi.ResourceOptions(parent=self, depends_on=[spaces[NODES]])
-            ready.append(
-                Memlock(f"{name}-memlock", MemlockArgs(namespace=NODES, pools=locked, mirrors=cloud.mirrors), space)
-            )
+            image = python_image(plan.images.python_digest)
+            memlock = MemlockArgs(namespace=NODES, pools=locked, mirrors=cloud.mirrors, image=image)
+            ready.append(Memlock(f"{name}-memlock", memlock, space))
         self.namespace = SERVING
         self.ready = ready
         self.register_outputs({"namespace": SERVING})

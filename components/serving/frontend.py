@@ -15,7 +15,7 @@ from pulumi_kubernetes.core.v1 import (
 from components.serving import environment, keys, pods
 from components.serving.common import Common
 from components.serving.config_maps import Files
-from components.serving.service import OPENAI_PORT, PORTS
+from planner.endpoints import OPENAI_PORT, PORTS
 from planner.fleet import ServingPlan
 from planner.plan import ModelPlan
 
@@ -77,7 +77,7 @@ class Frontend:
             "--model": self.model.name,
             "--tokenizer": f"{self.engine}/tokenizer",
             "--max-seq-len": str(config.max_seq_len),
-            "--max-sequences": str(config.max_batch_size + config.serving.max_queue_size),
+            "--max-sequences": str(config.max_sequences),
             "--api-keys": f"{keys.FOLDER}/{keys.FILE}",
             "--state": f"{pods.RUN}/state.json",
             "--drain-seconds": str(_DRAIN_SECONDS),

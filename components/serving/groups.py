@@ -31,7 +31,8 @@ from components.serving.frontend import Frontend
 from components.serving.labels import common_labels, pods_of, set_name
 from components.serving.placement import placement
 from components.serving.policies import bucket_policy, client_policy, rank_policy
-from components.serving.service import TRITON_PORTS, disruption_budget, model_service
+from components.serving.service import disruption_budget, model_service
+from planner.endpoints import TRITON_PORTS
 from planner.fleet import Fabric, ServingPlan
 from planner.plan import ModelPlan
 from planner.sources import bucket_prefix

@@ -6,10 +6,7 @@ from pulumi_kubernetes.meta.v1 import LabelSelectorArgs, ObjectMetaArgs
 from pulumi_kubernetes.policy.v1 import PodDisruptionBudget, PodDisruptionBudgetSpecArgs
 
 from components.serving.labels import common_labels, leaders_of, pods_of
-
-OPENAI_PORT = "openai"
-TRITON_PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
-PORTS = {OPENAI_PORT: 9000, **TRITON_PORTS}
+from planner.endpoints import OPENAI_PORT, PORTS
 
 
 def model_service(name: str, *, model: str, namespace: str, opts: pulumi.ResourceOptions) -> Service:

@@ -28,7 +28,7 @@ from planner.fleet import ServingPlan
 from planner.object_sources import cloud_source
 from planner.plan import FleetPlan, ModelPlan
 from planner.sources import bucket_prefix
-from planner.versions import PYTHON_IMAGE, TRITON_IMAGE
+from planner.versions import TRITON_IMAGE, python_image
 
 TOKEN_SECRET = "hugging-face-token"
 
@@ -64,7 +64,7 @@ class Serving(pulumi.ComponentResource):
             namespace=namespace,
             ready=ready,
             image=_image(plan),
-            python_image=mirrored(PYTHON_IMAGE, cloud.mirrors),
+            python_image=mirrored(_python_image(plan), cloud.mirrors),
             runtime=runtime_files(),
             volumes=cloud.volumes(namespace, plan.models, opts=pulumi.ResourceOptions(depends_on=ready)),
             file_system=_file_system(plan),
@@ -180,6 +180,10 @@ def _image(plan: FleetPlan) -> str:
     # Not through the cloud's mirrors: none caches NVIDIA's registry without an account there.
     own = plan.infrastructure.images.triton if plan.infrastructure else None
     return own or TRITON_IMAGE.reference
+
+
+def _python_image(plan: FleetPlan) -> str:
+    return python_image(plan.infrastructure.images.python_digest if plan.infrastructure else None)
 
 
 def _limits(plan: FleetPlan) -> Mapping[str, KeyLimits]:

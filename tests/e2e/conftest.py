@@ -1,6 +1,5 @@
 """The local stack, served for real by `python -m fleet serve`: three tritonservers in one Open MPI world."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from fleet.local import read_state
+from runtime.process_tree import die_with_parent
 from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,13 @@ def served(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     command = [sys.executable, "-m", "fleet", "serve", "local", f"--state-dir={state_dir}", *flags]
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True, env={**os.environ}
+            command,
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # A test run that is interrupted must not leave it, nor what hangs on it.
+            preexec_fn=die_with_parent,
         )
     fleet_ = Served(state_dir, process, log, ports[-1])
     try:

@@ -11,6 +11,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from tests.e2e.conftest import Served
 from tests.e2e.test_local_fleet import answer, metric
+from tests.frontend.serving import FrontendProcess
 
 QUESTION = "What is Kubernetes, in two sentences?"
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": QUESTION}]
@@ -28,6 +29,25 @@ def chat(client: openai.OpenAI, **options: float) -> str:
 
 def test_the_answer_is_that_of_the_bls_model(served: Served, client: openai.OpenAI) -> None:
     assert chat(client, temperature=0) == answer(served, QUESTION, {"max_tokens": 48})
+
+
+def test_text_mode_gives_the_answer_of_token_mode(served: Served, client: openai.OpenAI) -> None:
+    """What the pytorch backend is served by, over the tensors that are the same on every backend."""
+    state = served.state()
+    port = int(state["grpc"].rpartition(":")[2])
+    tokenizer = served.state_dir / "store" / "engines" / state["engine"] / "tokenizer"
+    frontend = FrontendProcess(port, tokenizer, "--engine-model=tensorrt_llm_bls", "--text")
+    try:
+        over_text = openai.OpenAI(base_url=f"{frontend.url}/v1", api_key="-", max_retries=0)
+        replies = [
+            each.chat.completions.create(model="smollm2", messages=MESSAGES, max_tokens=48, temperature=0)
+            for each in (client, over_text)
+        ]
+    finally:
+        output = frontend.stop()
+    assert replies[0].choices[0].message.content == replies[1].choices[0].message.content
+    assert replies[0].usage == replies[1].usage
+    assert "Traceback" not in output
 
 
 def test_a_seed_repeats_an_answer_and_another_changes_it(client: openai.OpenAI) -> None:

@@ -155,7 +155,7 @@ def new_program(new_project: Callable[[str], Project]) -> Callable[[str], Projec
 def with_program(project: Project) -> Project:
     """The project, with this repository's program."""
     shutil.copy(ROOT / "__main__.py", project.folder)
-    for room in ("components", "fleet", "frontend", "planner", "model_repo", "requirements", "runtime"):
+    for room in ("components", "fleet", "frontend", "planner", "policy", "model_repo", "requirements", "runtime"):
         shutil.copytree(ROOT / room, project.folder / room)
     return project
 

@@ -23,7 +23,7 @@ from fleet.diff.markdown import LONGEST_BYTES, MARKER, markdown
 from fleet.diff.report import CostChange, EngineChange, Risk, StackDiff
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("components", "fleet", "frontend", "model_repo", "planner", "requirements", "runtime")
+ROOMS = ("components", "fleet", "frontend", "model_repo", "planner", "policy", "requirements", "runtime")
 STACK = "aws-llama-405b"
 CIPHERTEXTS = ("v1:AAAAAAAAAAAAAAAA:oldciphertext", "v1:BBBBBBBBBBBBBBBB:newciphertext")
 OK, REFUSED, USAGE, CHANGES, RISKS = 0, 1, 2, 3, 4

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from fleet.ask import chat_prompt
-from fleet.local import checkpoint_path, read_state, require_memory
-from fleet.serve import choose
+from fleet.local import Prepared, checkpoint_path, read_state, require_memory
+from fleet.serve import choose, frontend_arguments
 from planner.config import ModelConfig
 from planner.errors import PlanError
 from planner.plan import FleetPlan, plan_file
@@ -107,6 +107,17 @@ def test_choosing_a_model_by_name_or_being_told_which_there_are() -> None:
         choose(plan, "smollm")
     with pytest.raises(PlanError, match="2 models"):
         choose(two, None)
+
+
+def test_the_frontend_speaks_text_to_an_engine_that_takes_no_tokens(tmp_path: Path) -> None:
+    args: Any = SimpleNamespace(grpc_port=1, frontend_port=2)
+    prepared = Prepared(tmp_path, tmp_path, tmp_path)
+    cpu, pytorch = (
+        frontend_arguments(plan_file(path).models[0], args, prepared)
+        for path in (LOCAL, LOCAL.with_name("Pulumi.aws-llama-405b-fp8.yaml"))
+    )
+    assert "--text" not in cpu
+    assert {"--text", "--engine-model=tensorrt_llm_bls", "--model=llama-405b-fp8"} <= set(pytorch)
 
 
 def test_weights_are_found_by_source(tmp_path: Path, smollm2_gguf: Path) -> None:

@@ -3,6 +3,7 @@
 # pyright: basic
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -28,11 +29,11 @@ def triton(engine: Path, tmp_path_factory) -> Iterator[TritonProcess]:
 
 @pytest.fixture
 def start_frontend(triton: TritonProcess, engine: Path) -> Iterator[Callable[..., FrontendProcess]]:
-    """A function of command-line flags."""
+    """A function of command-line flags and FrontendProcess' options."""
     started: list[FrontendProcess] = []
 
-    def start(*flags: str, wait: bool = True) -> FrontendProcess:
-        started.append(FrontendProcess(triton.ports[1], engine / "tokenizer", *flags, wait=wait))
+    def start(*flags: str, **options: Any) -> FrontendProcess:
+        started.append(FrontendProcess(triton.ports[1], engine / "tokenizer", *flags, **options))
         return started[-1]
 
     yield start

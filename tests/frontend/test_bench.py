@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def bench(url: str, *flags: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "fleet", "bench", f"--url={url}/v1", *flags]
+    command = [sys.executable, "-m", "fleet", "bench", f"--url={url}/v1", "--tool=own", *flags]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 

@@ -38,7 +38,7 @@ class Kept:
         (package / "__init__.py").touch()
         (package / "__main__.py").write_text(STAND_IN)
         code = (ROOT / "frontend" / "keep.py").read_text()
-        quick = code.replace("PATIENCE_SECONDS = 10.0, 60.0", "PATIENCE_SECONDS = 0.1, 0.5")
+        quick = code.replace("PATIENCE_SECONDS = 10.0, 60.0", "PATIENCE_SECONDS = 0.1, 5.0")
         assert quick != code
         (package / "keep.py").write_text(quick)
         self.folder, self.log = folder, folder / "log"
@@ -68,7 +68,10 @@ def kept(tmp_path: Path) -> Iterator[Kept]:
         until(lambda: "started" in made.said())
         yield made
     finally:
-        made.process.kill()
+        for process in (
+            [made.process, *psutil.Process(made.process.pid).children()] if made.process.poll() is None else []
+        ):
+            process.kill()
         made.process.wait()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
-from tests.frontend.serving import FrontendProcess
+from tests.frontend.serving import FrontendProcess, launcher_lock
 
 STATE = {
     "phase": "ready",
@@ -46,9 +46,16 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 @pytest.fixture
-def served(start_frontend: Callable[..., FrontendProcess], tmp_path: Path) -> FrontendProcess:
-    state = tmp_path / "state.json"
-    state.write_text(json.dumps(STATE))
+def state(tmp_path: Path) -> Iterator[Path]:
+    """A launcher's state.json, with this process as its launcher."""
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps(STATE))
+    with launcher_lock(tmp_path):
+        yield path
+
+
+@pytest.fixture
+def served(start_frontend: Callable[..., FrontendProcess], state: Path) -> FrontendProcess:
     return start_frontend(f"--state={state}")
 
 
@@ -108,10 +115,9 @@ def test_an_answer_can_be_stopped(served: FrontendProcess, page: Page) -> None:
 
 
 def test_hosts_are_named_to_those_with_a_key(
-    start_frontend: Callable[..., FrontendProcess], page: Page, tmp_path: Path
+    start_frontend: Callable[..., FrontendProcess], page: Page, tmp_path: Path, state: Path
 ) -> None:
-    state, keys = tmp_path / "state.json", tmp_path / "keys.json"
-    state.write_text(json.dumps(STATE))
+    keys = tmp_path / "keys.json"
     key = {"name": "team-a", "sha256": hashlib.sha256(b"a key").hexdigest()}
     keys.write_text(json.dumps({"keys": [key]}))
     served = start_frontend(f"--state={state}", f"--api-keys={keys}")

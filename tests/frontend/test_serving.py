@@ -5,12 +5,14 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 
 import httpx2
+import psutil
 import pytest
 
 from tests.frontend.serving import ROOT, FrontendProcess, ended_requests, stub_repository
@@ -228,6 +230,21 @@ def test_a_dead_engine_is_503_and_a_stream_over_it_ends_with_an_error(own_triton
     assert "Traceback" not in frontend.stop()
 
 
+def test_a_dead_model_process_behind_a_living_triton_is_503(own_triton, engine):
+    frontend = FrontendProcess(own_triton.ports[1], engine / "tokenizer", "--silence-seconds=1")
+    threads, responses = in_background(frontend, slow(1000, 50, stream=True), 1)
+    wait_for_first_tokens(frontend, 1)
+    (stub,) = psutil.Process(own_triton.process.pid).children()
+    stub.kill()
+    threads[0].join(30)
+    refused = post(frontend)
+
+    assert responses[0].text.endswith("data: [DONE]\n\n")
+    assert '"server_error"' in responses[0].text
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+    frontend.stop()
+
+
 def test_a_stalled_engine_is_told_and_not_waited_for(own_triton, engine):
     frontend = FrontendProcess(own_triton.ports[1], engine / "tokenizer", "--silence-seconds=1")
     threads, responses = in_background(frontend, slow(1000, 50, stream=True), 1)
@@ -242,6 +259,45 @@ def test_a_stalled_engine_is_told_and_not_waited_for(own_triton, engine):
     frontend.stop()
 
 
+def test_who_connected_before_the_end_is_answered(start_frontend):
+    frontend = start_frontend()
+
+    def is_refused() -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", frontend.port)).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    with socket.create_connection(("127.0.0.1", frontend.port), timeout=10) as early:
+        frontend.process.send_signal(signal.SIGTERM)
+        wait_for(is_refused)
+        early.sendall(b"GET /readyz HTTP/1.1\r\nHost: early\r\n\r\n")
+        assert early.recv(4096).startswith(b"HTTP/1.1 503")
+    assert frontend.process.wait(10) == 0
+
+
+def test_a_drain_before_a_stalled_engine_is_told_in_band(own_triton, engine):
+    frontend = FrontendProcess(own_triton.ports[1], engine / "tokenizer", "--drain-seconds=0.2")
+    streams, streamed = in_background(frontend, slow(1000, 50, stream=True), 2)
+    wholes, whole = in_background(frontend, slow(1000, 50), 2)
+    wait_for_first_tokens(frontend, 4)
+    os.kill(own_triton.process.pid, signal.SIGSTOP)
+    try:
+        frontend.process.send_signal(signal.SIGTERM)
+        for thread in (*streams, *wholes):
+            thread.join(30)
+        assert frontend.process.wait(30) == 0
+    finally:
+        os.kill(own_triton.process.pid, signal.SIGCONT)
+    for response in streamed:
+        *_, event, done = [line for line in response.text.splitlines() if line]
+        assert json.loads(event[6:])["error"]["code"] == "shutting_down"
+        assert done == "data: [DONE]"
+    assert [response.status_code for response in whole] == [503, 503]
+    assert "Traceback" not in frontend.stop()
+
+
 def test_a_traced_request_is_served_on_a_stream_of_its_own(start_frontend):
     """Triton reads the parent of a trace from its stream's metadata."""
     frontend = start_frontend()
@@ -252,8 +308,6 @@ def test_a_traced_request_is_served_on_a_stream_of_its_own(start_frontend):
 
 def test_a_port_that_is_taken_is_refused(engine):
     (port,) = free_ports(1)
-    import socket
-
     with socket.create_server(("127.0.0.1", port)):
         frontend = FrontendProcess(1, engine / "tokenizer", f"--port={port}", wait=False)
         assert frontend.process.wait(30) == 2

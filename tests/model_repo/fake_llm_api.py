@@ -42,13 +42,17 @@ class TritonPythonModel:
     def answer(self, given: dict[str, Any], sender: Any, stopped: threading.Event) -> None:
         text = given["text_input"][0].decode()[: int(given["sampling_param_max_tokens"][0])]
         pause = float(given.get("sampling_param_top_k", np.zeros(1))[0]) / 1000
+        finish = "length" if len(text) == given["sampling_param_max_tokens"][0] else "stop"
         for end in range(1, len(text) + 1):
             if stopped.wait(pause):
                 break
             final = end == len(text)
-            tensor = pb_utils.Tensor("text_output", np.array([helpers.encode(text[:end])], np.object_))
+            tensors = [pb_utils.Tensor("text_output", np.array([helpers.encode(text[:end])], np.object_))]
+            if given.get("return_finish_reason"):
+                reason = str(finish if final else None).encode()
+                tensors.append(pb_utils.Tensor("finish_reason", np.array([reason], np.object_)))
             flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
-            sender.send(pb_utils.InferenceResponse([tensor]), flags=flags)
+            sender.send(pb_utils.InferenceResponse(tensors), flags=flags)
         else:
             return
         self.record({"ended": "stopped"})

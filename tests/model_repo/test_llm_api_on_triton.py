@@ -5,10 +5,12 @@ import json
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 from tritonclient.utils import InferenceServerException
 
 from model_repo.render import render, write
+from tests.frontend.serving import FrontendProcess
 from tests.model_repo.triton_process import TritonProcess, requests_seen, text_of
 
 FAKE = Path(__file__).with_name("fake_llm_api.py")
@@ -92,3 +94,36 @@ def test_client_that_leaves_stops_the_llm_api(server):
     while time.monotonic() < deadline and "ended" not in requests_seen(server)[-1]:
         time.sleep(0.05)
     assert requests_seen(server)[-1] == {"ended": "stopped"}
+
+
+@pytest.fixture(scope="module")
+def frontend(server, engine_dir):
+    process = FrontendProcess(
+        server.ports[1], engine_dir / "tokenizer", "--engine-model=tensorrt_llm_bls", "--text", "--max-sequences=8"
+    )
+    yield process
+    output = process.stop()
+    assert "Traceback" not in output, output
+
+
+def completion(frontend, **asked):
+    return httpx2.post(f"{frontend.url}/v1/completions", json={"model": "smollm2", **asked}, timeout=30)
+
+
+def test_the_frontend_serves_it(server, frontend):
+    answer = completion(frontend, prompt=f"<|bos|>{TEXT}", max_tokens=100, temperature=0, seed=3).json()
+
+    assert answer["choices"][0]["text"] == TEXT
+    # The tokenizer that the LLM API has adds the BOS that the prompt has too.
+    assert requests_seen(server)[-1]["text_input"] == [str(TEXT.encode())]
+    assert requests_seen(server)[-1]["sampling_param_top_k"] == ["1"]
+    # It came letter by letter, and neither of the two pairs that are one token came whole.
+    assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (1 + 15, 15 + 2)
+
+
+def test_what_it_cannot_do_is_the_clients_fault(frontend):
+    answer = completion(frontend, prompt="a", repetition_penalty=1.5)
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, "repetition_penalty", "unsupported_parameter")
+    assert completion(frontend, prompt="a").status_code == 200

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as grpc
 
+from runtime.process_tree import die_with_parent
 from runtime.triton import Endpoints, find_triton, rank_command
 from tests.ports import free_ports
 
@@ -25,7 +26,7 @@ NUMPY = {bool: np.bool_, int: np.int32, float: np.float32}
 class TritonProcess:
     """`wait_ready` raises with the log when the server ends instead."""
 
-    def __init__(self, repository: Path, cache: Path) -> None:
+    def __init__(self, repository: Path, cache: Path, *flags: str) -> None:
         triton = find_triton(cache)
         self.ports = free_ports(3)
         self.repository, self.log = repository, repository.parent / f"{repository.name}.log"
@@ -40,11 +41,13 @@ class TritonProcess:
         path = os.pathsep.join([triton.environment.get("PATH", ""), os.environ["PATH"]])
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command,
+                [*command, *flags],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **triton.environment, "PATH": path},
                 start_new_session=True,
+                # A test run that is interrupted must not leave it.
+                preexec_fn=die_with_parent,
             )
 
     def wait_ready(self, seconds: float = 60) -> "TritonProcess":

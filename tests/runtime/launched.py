@@ -61,6 +61,7 @@ class TritonPythonModel:
         responses = []
         for request in requests:
             x = int(pb_utils.get_input_tensor_by_name(request, "x").as_numpy()[0])
+            print(f"asked for {x}", flush=True)
             time.sleep(x / 1000 if x >= 1000 else 0)
             for rank in others:
                 self.ranks.send(x, dest=rank)
@@ -169,6 +170,11 @@ class Launched:
         command = [*self.prefix, sys.executable, "-c", program, url, json.dumps(body)]
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
         return json.loads(answer)["outputs"][0]["data"][0]
+
+    def until_asked(self, x: int) -> None:
+        """Returns once the model works on that request."""
+        log = self.run_dir / "rank0.log"
+        until(lambda: f"asked for {x}\n" in log.read_text(errors="replace"), f"the model is asked for {x}")
 
     def ask_ignoring_failure(self, x: int) -> None:
         """For an answer that may never come."""

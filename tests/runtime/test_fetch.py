@@ -1,11 +1,9 @@
 """Fetching from a Hub that answers as the real one does, in processes that are killed, raced and refused."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Generator
 from contextlib import suppress
@@ -16,9 +14,10 @@ import pytest
 from planner.sources import checkpoint_folder
 from runtime.checkpoint_files import wanted
 from runtime.fetch import RECORD, folder_name
-from runtime.process_tree import die_with_parent
 from tests.hub import COMMIT, TOKEN, Hub
 from tests.ports import free_ports
+from tests.runtime import fetching
+from tests.runtime.fetching import finish, published
 from tests.runtime.launched import until
 
 ROOT = Path(__file__).parents[2]
@@ -56,27 +55,9 @@ def start(
     more: tuple[str, ...] = (),
     **env: str,
 ) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "runtime.fetch", "--source", source, "--revision", revision, "--into", str(into)]
     cache = into.parent / f"{into.name}-cache"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    return subprocess.Popen(
-        [*prefix, *command, *more],
-        cwd=ROOT,
-        env=clean | {"HF_ENDPOINT": hub, "XDG_CACHE_HOME": str(cache)} | env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=die_with_parent,
-    )
-
-
-def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
-def published(into: Path) -> list[str]:
-    return sorted(path.name for path in into.iterdir() if path.name not in ("staging", "locks"))
+    of_hub = {"HF_ENDPOINT": hub, "XDG_CACHE_HOME": str(cache)}
+    return fetching.start(source, into, of_hub | env, *more, revision=revision, prefix=prefix)
 
 
 def assert_whole(folder: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from runtime.fetch import RECORD
 from tests.object_stores import STORES, Servers
-from tests.runtime.test_fetch_stores import finish, published, start
+from tests.runtime.fetching import finish, published, start
 
 KILLS = int(os.environ.get("KILL9_ROUNDS", "18"))
 SHARDS = 20

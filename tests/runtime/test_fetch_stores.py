@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,9 @@ import pytest
 from runtime.checkpoint_files import Checksum, SourceFile, is_sound, part_sizes
 from runtime.fetch import RECORD, folder_name
 from runtime.object_store import LEAST_PART, PARALLEL, part_bytes
-from runtime.process_tree import die_with_parent
 from tests.object_stores import ACCOUNT, BUCKET, STORES, Servers, Store
 from tests.ports import free_ports
+from tests.runtime.fetching import finish, published, start
 from tests.runtime.launched import until
 
 ROOT = Path(__file__).parents[2]
@@ -42,33 +41,8 @@ def s3(object_stores: Servers) -> Store:
     return fresh
 
 
-def start(
-    source: str, into: Path, env: dict[str, str], *more: str, revision: str = "v1", prefix: tuple[str, ...] = ()
-) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "runtime.fetch", "--source", source, "--revision", revision, "--into", str(into)]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "AZURE_", "GOOGLE_"))}
-    return subprocess.Popen(
-        [*prefix, *command, *more],
-        cwd=ROOT,
-        env=clean | {name: value for name, value in env.items() if value},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=die_with_parent,
-    )
-
-
-def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
 def fetch(store: Store, into: Path, *more: str, revision: str = "v1", **env: str) -> tuple[int, str, str]:
     return finish(start(store.source, into, store.env | env, *more, revision=revision))
-
-
-def published(into: Path) -> list[str]:
-    return sorted(path.name for path in into.iterdir() if path.name not in ("staging", "locks"))
 
 
 def assert_whole(folder: Path) -> None:

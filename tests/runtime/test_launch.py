@@ -1,6 +1,7 @@
 """A group on this host, for real: three tritonservers in one MPI world, killed in every place it can break."""
 
 import asyncio
+import fcntl
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from runtime.launch import main
 from runtime.leader import back_off_seconds
 from runtime.process_tree import NAME_PREFIX, ProcessTree
 from runtime.rank import HostSettings
+from runtime.state import IN_FLIGHT
 from runtime.triton import LOG_FLAGS, Endpoints, Triton
 from runtime.worker import rank_host_environment
 from tests.kubelet.volumes import TIMESTAMP, write_atomically
@@ -183,6 +185,31 @@ def test_killing_launcher_and_keeper_together_leaves_no_process(launch: Callable
     assert not shared_memory_left()
 
 
+def is_ready(group: Launched) -> bool:
+    try:
+        urllib.request.urlopen(f"http://{group.state()['http']}/v2/health/ready", timeout=2)
+    except (urllib.error.URLError, ConnectionError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_the_ranks_serve_a_frontends_streams_to_their_end(launch: Callable[..., Launched], in_time: bool) -> None:
+    """Its streams are not waited for by Triton, which counts no requests of decoupled models."""
+    group = launch("--drain-seconds", "60" if in_time else "2")
+    group.ready()
+    with (group.run_dir / IN_FLIGHT).open() as busy:
+        fcntl.lockf(busy, fcntl.LOCK_SH)
+        group.process.send_signal(signal.SIGTERM)
+        until(lambda: group.state()["phase"] == "stopping", "the launcher is told")
+        time.sleep(1)
+        assert is_ready(group)
+        assert group.ask(1) == 6
+        if not in_time:
+            assert group.process.wait(20) == 0
+    assert group.process.wait(20) == 0
+
+
 def test_requests_in_flight_end_before_the_ranks_do(launch: Callable[..., Launched]) -> None:
     group = launch()
     group.ready()
@@ -190,11 +217,10 @@ def test_requests_in_flight_end_before_the_ranks_do(launch: Callable[..., Launch
     answers: list[int] = []
     slow = threading.Thread(target=lambda: answers.append(group.ask(2000)))
     slow.start()
-    time.sleep(0.8)
+    group.until_asked(2000)
     group.process.send_signal(signal.SIGTERM)
-    time.sleep(0.4)
-    with pytest.raises((urllib.error.URLError, ConnectionError)):
-        urllib.request.urlopen(f"http://{group.state()['http']}/v2/health/ready", timeout=2)
+    until(lambda: not is_ready(group), "no new requests", 5)
+    assert not answers
     slow.join()
     assert answers == [12000]
     assert group.process.wait(10) == 0
@@ -215,7 +241,7 @@ def test_at_each_log_level_requests_in_flight_end_and_nothing_is_waited_for_long
     answers: list[int] = []
     slow = threading.Thread(target=lambda: answers.append(group.ask(2000)))
     slow.start()
-    time.sleep(0.8)
+    group.until_asked(2000)
     begun = time.monotonic()
     assert group.stop() == 0
     slow.join()
@@ -228,7 +254,7 @@ def test_a_second_signal_ends_everything_at_once(launch: Callable[..., Launched]
     group.ready()
     before = group.processes()
     threading.Thread(target=lambda: group.ask_ignoring_failure(8000), daemon=True).start()
-    time.sleep(0.8)
+    group.until_asked(8000)
     begun = time.monotonic()
     group.process.send_signal(signal.SIGINT)
     time.sleep(0.1)

@@ -1,13 +1,9 @@
 """The notice of spot nodes, from metadata services on loopback that are as strict as the clouds' own."""
 
-import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Generator
-from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,75 +12,14 @@ from runtime import spot_notice
 from runtime.spot_notice import ADDRESS_VARIABLE, CLOUDS, is_reclaimed
 from tests.ports import free_ports
 from tests.runtime.launched import Launched, publish_engine, until, write_model_repository
-
-TOKEN = "a session's token"
-
-
-class Metadata:
-    """The three services. `noticed` is set when the node is taken back; `events` are Azure's."""
-
-    def __init__(self) -> None:
-        self.noticed = threading.Event()
-        self.asked: list[str] = []
-        self.down = False
-
-    def answer(self, method: str, path: str, headers: Message) -> tuple[int, str]:
-        self.asked.append(path)
-        if self.down:
-            return 500, ""
-        if path == "/latest/api/token":
-            is_sound = method == "PUT" and 1 <= int(headers.get("X-aws-ec2-metadata-token-ttl-seconds", 0)) <= 21600
-            return (200, TOKEN) if is_sound else (400, "")
-        if path == "/latest/meta-data/spot/instance-action":
-            if headers.get("X-aws-ec2-metadata-token") != TOKEN:
-                return 401, ""
-            notice = {"action": "terminate", "time": "2026-11-21T17:02:07Z"}
-            return (200, json.dumps(notice)) if self.noticed.is_set() else (404, "")
-        if path.startswith("/computeMetadata/v1/instance/preempted"):
-            if headers.get("Metadata-Flavor") != "Google":
-                return 403, ""
-            if "wait_for_change=true" in path:
-                self.noticed.wait(0.3)
-            return 200, "TRUE" if self.noticed.is_set() else "FALSE"
-        if headers.get("Metadata") != "true":
-            return 400, ""
-        if path.startswith("/metadata/instance/compute/name"):
-            return 200, "aks-h100sp-1234-vmss_3"
-        if path.startswith("/metadata/scheduledevents"):
-            mine = {"EventType": "Preempt", "Resources": ["aks-h100sp-1234-vmss_3"], "EventStatus": "Scheduled"}
-            others = [
-                {"EventType": "Preempt", "Resources": ["aks-h100sp-1234-vmss_4"], "EventStatus": "Scheduled"},
-                {"EventType": "Freeze", "Resources": ["aks-h100sp-1234-vmss_3"], "EventStatus": "Scheduled"},
-            ]
-            return 200, json.dumps({"Events": [*others, *([mine] if self.noticed.is_set() else [])]})
-        return 404, ""
+from tests.runtime.metadata import Metadata, metadata_service
 
 
 @pytest.fixture
 def metadata(monkeypatch: pytest.MonkeyPatch) -> Generator[Metadata]:
-    service = Metadata()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, text = service.answer(self.command, self.path, self.headers)
-            content = text.encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_PUT = do_GET
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv(ADDRESS_VARIABLE, f"127.0.0.1:{server.server_port}")
-    yield service
-    service.noticed.set()
-    server.shutdown()
-    server.server_close()
+    with metadata_service() as service:
+        monkeypatch.setenv(ADDRESS_VARIABLE, service.address)
+        yield service
 
 
 @pytest.fixture
@@ -120,7 +55,7 @@ def test_requests_in_flight_end_on_the_notice_and_then_the_ranks(
     # Longer than the longest pause between two questions.
     slow = threading.Thread(target=lambda: answers.append(group.ask(8000)))
     slow.start()
-    time.sleep(0.5)
+    group.until_asked(8000)
     metadata.noticed.set()
     until(lambda: group.state()["phase"] == "stopping", "the notice is heard", 10)
     assert not answers

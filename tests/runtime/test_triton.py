@@ -147,6 +147,7 @@ def test_rank_0_serves_and_the_others_only_load() -> None:
         "--model-repository=/models",
         "--backend-directory=/opt/tritonserver/backends",
         "--disable-auto-complete-config",
+        "--exit-timeout-secs=3600",
         "--backend-config=python,shm-region-prefix-name=group_0_",
         "--http-address=0.0.0.0",
         "--grpc-address=0.0.0.0",
@@ -155,7 +156,7 @@ def test_rank_0_serves_and_the_others_only_load() -> None:
         "--grpc-port=8001",
         "--metrics-port=8002",
     ]
-    assert flags(5)[4:] == [
+    assert flags(5)[5:] == [
         "--backend-config=python,shm-region-prefix-name=group_5_",
         "--model-control-mode=explicit",
         "--load-model=tensorrt_llm",
@@ -166,7 +167,7 @@ def test_rank_0_serves_and_the_others_only_load() -> None:
 
 
 def test_each_log_level_has_its_flags() -> None:
-    assert {level: flags(1, log_level=level)[5:-5] for level in LOG_FLAGS} == {
+    assert {level: flags(1, log_level=level)[6:-5] for level in LOG_FLAGS} == {
         "error": ["--log-warning=false", "--log-info=false"],
         "warning": ["--log-info=false"],
         "info": [],

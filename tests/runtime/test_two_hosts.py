@@ -192,6 +192,14 @@ def test_launchers_killed_with_their_hosts_are_replaced(
     assert leader.ask(1) == 10
 
 
+def answers_ready(leader: Launched) -> bool:
+    try:
+        urllib.request.urlopen(f"http://{leader.state()['http']}/v2/health/ready", timeout=2)
+    except (urllib.error.URLError, ConnectionError):
+        return False
+    return True
+
+
 @pytest.mark.parametrize("busy", [True, False])
 def test_a_worker_that_is_told_to_end_lets_requests_end_first(launch: Callable[..., Launched], busy: bool) -> None:
     """As on the notice of a spot node. The leader is unready at once, and the group comes back with another worker."""
@@ -199,14 +207,16 @@ def test_a_worker_that_is_told_to_end_lets_requests_end_first(launch: Callable[.
     leader.ready()
     before = all_processes(leader, worker)
     answers: list[int] = []
-    slow = threading.Thread(target=lambda: answers.append(leader.ask(4000 if busy else 1)))
+    asked = 4000 if busy else 1
+    slow = threading.Thread(target=lambda: answers.append(leader.ask(asked)))
     slow.start()
-    time.sleep(0.8)
+    leader.until_asked(asked)
+    if not busy:
+        slow.join()
     worker.process.send_signal(signal.SIGTERM)
-    until(lambda: leader.state()["phase"] == "stopping", "the leader is told")
+    until(lambda: leader.state()["phase"] == "draining", "the leader is told")
     assert "worker 1" in leader.state()["reason"]
-    with pytest.raises((urllib.error.URLError, ConnectionError)):
-        urllib.request.urlopen(f"http://{leader.state()['http']}/v2/health/ready", timeout=2)
+    until(lambda: not answers_ready(leader), "Triton takes no new requests")
     if busy:
         assert worker.process.poll() is None
         assert worker.state()["phase"] == "leaving"
@@ -227,7 +237,7 @@ def test_a_second_signal_ends_a_worker_at_once(launch: Callable[..., Launched]) 
     leader.ready()
     left = all_processes(worker)
     threading.Thread(target=lambda: leader.ask_ignoring_failure(8000), daemon=True).start()
-    time.sleep(0.8)
+    leader.until_asked(8000)
     worker.process.send_signal(signal.SIGTERM)
     until(lambda: worker.state()["phase"] == "leaving", "the worker asks to leave")
     worker.process.send_signal(signal.SIGTERM)

@@ -29,7 +29,7 @@ from components.platform.charts import ChartValues, gpu_node_tolerations, instal
 from components.platform.namespaces import NamespacePlan
 from planner.fleet import CloudPlan
 from planner.pool_labels import POOL_LABEL
-from planner.versions import DOCA_DRIVER, PYTHON_IMAGE, SRIOV_DEVICE_PLUGIN
+from planner.versions import DOCA_DRIVER, SRIOV_DEVICE_PLUGIN, python_image
 
 NAMESPACE = "network-operator"
 
@@ -105,7 +105,7 @@ def _peer_memory(plan: CloudPlan) -> PodSpecArgs:
         containers=[
             ContainerArgs(
                 name="peer-memory",
-                image=PYTHON_IMAGE,
+                image=python_image(plan.images.python_digest),
                 command=["nsenter", "--target", "1", "--mount", "--", "sh", "-c", _LOAD],
                 resources=ResourceRequirementsArgs(
                     requests={"cpu": "10m", "memory": "16Mi"}, limits={"cpu": "100m", "memory": "64Mi"}

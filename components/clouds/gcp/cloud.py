@@ -25,7 +25,7 @@ from planner.fleet import CloudPlan
 from planner.object_sources import ObjectSource
 from planner.plan import ModelPlan
 from planner.sources import bucket_prefix as prefix_of
-from planner.versions import GPUDIRECT
+from planner.versions import GPUDIRECT, python_image
 
 
 class Gcp(Cloud):
@@ -186,5 +186,8 @@ class Gcp(Cloud):
         objects = network_objects(name, fabric.interfaces, parent=self._in_cluster)
         if kind in GPUDIRECT:
             pools = [pool.name for pool in self._plan.pools if pool.fabric and pool.fabric.kind == kind]
-            objects += install_gpudirect(name, kind, pools, parent=self._in_cluster, depends_on=self.nodes)
+            python = python_image(self._plan.images.python_digest)
+            objects += install_gpudirect(
+                name, kind, pools, python=python, parent=self._in_cluster, depends_on=self.nodes
+            )
         return objects

@@ -59,14 +59,20 @@ cp -r /var/lib/{kind}/lib64/. /usr/local/nvidia/lib64
 
 
 def install_gpudirect(
-    name: str, kind: str, pools: Sequence[str], *, parent: pulumi.Resource, depends_on: Sequence[pulumi.Resource]
+    name: str,
+    kind: str,
+    pools: Sequence[str],
+    *,
+    python: str = PYTHON_IMAGE,
+    parent: pulumi.Resource,
+    depends_on: Sequence[pulumi.Resource],
 ) -> list[pulumi.Resource]:
     """Two DaemonSets on the nodes of the pools of this kind (`tcpx`, `tcpxo`): the libraries, and the injector that
     gives the daemon its devices."""
     image = GPUDIRECT[kind].installer
     libraries = {"var-lib": ("/var/lib", "/var/lib"), "libraries": ("/home/kubernetes/bin", "/usr/local")}
     install = _container("install", image, ["/bin/sh", "-c", _INSTALL.format(kind=kind)], libraries)
-    prepare = _container("prepare", PYTHON_IMAGE, ["nsenter", "-at", "1", "--", "sh", "-c", _PREPARE_TCPXO], {})
+    prepare = _container("prepare", python, ["nsenter", "-at", "1", "--", "sh", "-c", _PREPARE_TCPXO], {})
     injector = {"dev": ("/dev", "/dev"), "nri": ("/var/run/nri", "/var/run/nri")}
     opts = pulumi.ResourceOptions(parent=parent, depends_on=depends_on)
     return [

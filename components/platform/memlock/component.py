@@ -44,6 +44,7 @@ class MemlockArgs:
     namespace: str
     pools: Sequence[str]
     mirrors: Mirrors
+    image: str = PYTHON_IMAGE
 
 
 class Memlock(pulumi.ComponentResource):
@@ -103,7 +104,7 @@ def _pod(script: pulumi.Input[str], args: MemlockArgs) -> PodSpecArgs:
         containers=[
             ContainerArgs(
                 name=NAME,
-                image=mirrored(PYTHON_IMAGE, args.mirrors),
+                image=mirrored(args.image, args.mirrors),
                 image_pull_policy="Always",
                 command=["python3", f"/opt/{NAME}/{SCRIPT.name}"],
                 resources=ResourceRequirementsArgs(

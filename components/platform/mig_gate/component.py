@@ -62,6 +62,7 @@ class MigGateArgs:
     namespace: str
     pools: Sequence[PoolPlan]
     mirrors: Mirrors
+    image: str = PYTHON_IMAGE
     depends_on: Sequence[pulumi.Resource]
 
 
@@ -169,7 +170,7 @@ def _pod(script: str, args: MigGateArgs) -> PodSpecArgs:
         containers=[
             ContainerArgs(
                 name=NAME,
-                image=mirrored(PYTHON_IMAGE, args.mirrors),
+                image=mirrored(args.image, args.mirrors),
                 image_pull_policy="Always",
                 command=command,
                 env=[

@@ -8,6 +8,7 @@ from generation import Generation, InvalidRequest, text_tensor
 from model_tokenizer import REPLACEMENT
 
 SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "presence_penalty", "frequency_penalty", "seed")
+UNFINISHED = b"None"
 # Client tensors without a counterpart there, and the value that changes nothing.
 UNSUPPORTED = {
     "bad_words": None,
@@ -27,15 +28,17 @@ class LlmApiGeneration(Generation):
             if self.inputs.get(name, neutral) != neutral:
                 raise InvalidRequest(f"{name} is not supported by the pytorch backend: leave it out")
         input_tokens = len(self.tokenizer.encode(self._prompt(), add_special_tokens=True))
-        text = sent = ""
-        for reply in self.replies(self._tensors(), ["text_output"]):
+        text, counts, output_tokens = "", self.counts(input_tokens, 0), 0
+        for reply in self.replies(self._tensors(), ["text_output", "finish_reason"]):
             # Every response of the LLM API holds the whole answer so far.
-            text = reply["text_output"].reshape(-1)[0].decode("utf-8").rstrip(REPLACEMENT)
-            if self.streams and len(text) > len(sent):
-                yield [text_tensor(text[len(sent) :]), *self._counts(input_tokens, text)]
-                sent = text
+            sent, text = text, reply["text_output"].reshape(-1)[0].decode("utf-8").rstrip(REPLACEMENT)
+            piece, finish = text[len(sent) :], reply["finish_reason"].reshape(-1)[0]
+            output_tokens = self._output_tokens(output_tokens, piece, finish)
+            counts = self.counts(input_tokens, output_tokens)
+            if self.streams and (piece or (counts and finish != UNFINISHED)):
+                yield [text_tensor(piece), *counts]
         if not self.streams and not self.cancelled:
-            yield [text_tensor(self.prompt_text() + text.encode()), *self._counts(input_tokens, text)]
+            yield [text_tensor(self.prompt_text() + text.encode()), *counts]
 
     def stop_inputs(self) -> dict[str, Any]:
         return {"text_input": np.array([b"-"], np.object_), "stop": np.array([True])}
@@ -56,14 +59,19 @@ class LlmApiGeneration(Generation):
         given = {f"sampling_param_{name}": self.inputs.tensors.get(name) for name in SAMPLING}
         given |= {"text_input": self.inputs.tensors["text_input"], "sampling_param_stop": self._stop_words()}
         tensors = {name: value.reshape(-1) for name, value in given.items() if value is not None}
-        return tensors | {"streaming": np.array([True]), "sampling_param_exclude_input_from_output": np.array([True])}
+        always = ("streaming", "sampling_param_exclude_input_from_output", "return_finish_reason")
+        return tensors | {name: np.array([True]) for name in always}
 
     def _stop_words(self) -> Any:
         words = [word.encode() for word in self.inputs.stop_words()]
         return np.array(words, np.object_) if words else None
 
-    def _counts(self, input_tokens: int, text: str) -> list[Any]:
-        """The LLM API model gives no token ids, so the answer's count is an estimate: its text, tokenised again."""
+    def _output_tokens(self, before: int, piece: str, finish: bytes) -> int:
+        """The LLM API model gives no token ids, so the count is an estimate: each piece of text, tokenised again. It is
+        max_tokens where the answer ended for that, and less where it did not."""
         if not self.inputs.get("return_num_output_tokens"):
-            return self.counts(input_tokens, 0)
-        return self.counts(input_tokens, len(self.tokenizer.encode(text, add_special_tokens=False)))
+            return 0
+        most = self.inputs.get("max_tokens")
+        if finish == b"length":
+            return most
+        return min(before + len(self.tokenizer.encode(piece, add_special_tokens=False)), most - 1)

@@ -169,7 +169,7 @@ def test_other_code_rolls_the_set(stack: str) -> None:
 
 def test_the_pods_packages_are_all_that_the_frontend_and_the_fetch_import() -> None:
     known = {"jinja2": "jinja2", "grpc": "tritonclient", "prometheus_client": "prometheus-client"}
-    known |= {"huggingface_hub": "huggingface-hub"}
+    known |= {"huggingface_hub": "huggingface-hub", "opentelemetry": "opentelemetry-sdk"}
     listed = {
         line.partition("==")[0].partition("[")[0]
         for line in (FRONTEND.parent / "requirements" / "pods.in").read_text().splitlines()

@@ -216,7 +216,7 @@ def other_image(plan: FleetPlan) -> FleetPlan:
 
 def test_another_image_leaves_a_fetch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     before = fetch_of(served(planned(SMALL)))
-    monkeypatch.setattr("components.serving.serving.PYTHON_IMAGE", "r.example/python:3.13")
+    monkeypatch.setattr("planner.versions.PYTHON_IMAGE", "r.example/python:3.13")
     after = fetch_of(served(planned(SMALL)))
 
     assert before.inputs["spec"] != after.inputs["spec"], "or the change would prove nothing"

@@ -50,11 +50,15 @@ def construct_cluster(request: Any) -> Any:
         groups.append(child("aws:ec2/securityGroup:SecurityGroup", "eksClusterSecurityGroup", vpc))
     given = {key: inputs.get(key) for key in ("name", "version", "enabledClusterLogTypes", "deletionProtection")}
     subnets: list[Any] = [*(inputs.get("privateSubnetIds") or []), *(inputs.get("subnetIds") or [])]
+    access = {key: inputs.get(key) for key in ("endpointPrivateAccess", "endpointPublicAccess", "publicAccessCidrs")}
     security: dict[str, Any] = {"subnetIds": subnets}
     if groups:
         security["securityGroupIds"] = [group.id or UNKNOWN for group in groups]
+    security |= {key: value for key, value in access.items() if value is not None}
+    key = {"provider": {"keyArn": inputs.get("encryptionConfigKeyArn")}, "resources": ["secrets"]}
     services = {"serviceIpv4Cidr": inputs.get("kubernetesServiceIpAddressRange")}
     properties = given | {"roleArn": _of(role, "arn"), "vpcConfig": security, "kubernetesNetworkConfig": services}
+    properties["encryptionConfig"] = key if inputs.get("encryptionConfigKeyArn") else None
     cluster = child("aws:eks/cluster:Cluster", "eksCluster", properties, role.urn, *(group.urn for group in groups))
     # Without a group of its own the cluster has the one that EKS makes.
     own = _of(cluster, "vpcConfig")

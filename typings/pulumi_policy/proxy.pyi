@@ -1,0 +1,3 @@
+"""What reading a value raises that no preview knows."""
+
+class UnknownValueError(Exception): ...
