@@ -5,11 +5,21 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from fleet.diff.compare import ResourceChange, compare, shown, unguarded
+from fleet.diff.policies import newly_broken
 from fleet.diff.revisions import Rendered
 from planner.errors import Problem
 
-RiskKind = Literal["data loss", "refused", "downtime", "exposure", "unguarded", "capacity", "left behind"]
-RISKS: tuple[RiskKind, ...] = ("data loss", "refused", "downtime", "exposure", "unguarded", "capacity", "left behind")
+RiskKind = Literal["data loss", "refused", "downtime", "exposure", "policy", "unguarded", "capacity", "left behind"]
+RISKS: tuple[RiskKind, ...] = (
+    "data loss",
+    "refused",
+    "downtime",
+    "exposure",
+    "policy",
+    "unguarded",
+    "capacity",
+    "left behind",
+)
 """Worst first."""
 
 Status = Literal["same", "changed", "new", "gone", "failed"]
@@ -125,7 +135,7 @@ def stack_diff(stack: str, before: Rendered | None, after: Rendered | None) -> S
     if after is None:
         notes.append("the stack file is gone; what it deployed stays until `pulumi destroy`")
     status: Status = "new" if before is None else "gone" if after is None else "changed" if changes else "same"
-    risks = [] if before is None else [*_risks(changes), *_unguarded(old, new)]
+    risks = [] if before is None else [*_risks(changes), *_unguarded(old, new), *_policies(old, new)]
     outputs = shown(old.outputs), shown(new.outputs)
     return StackDiff(
         stack=stack,
@@ -194,6 +204,14 @@ def _unguarded(before: Rendered, after: Rendered) -> Iterator[Risk]:
         if urn.split("::")[2].rpartition("$")[2] in (*DATA, *CLUSTERS):
             what = "loses its protection, or is no longer kept when it is deleted"
             yield Risk(kind="unguarded", resource=urn.rpartition("::")[2], what=what)
+
+
+def _policies(before: Rendered, after: Rendered) -> Iterator[Risk]:
+    for broken in newly_broken(before.resources, after.resources):
+        level = "" if broken.mandatory else " (advisory)"
+        of = broken.urn.rpartition("::")[2] if broken.urn else "the stack"
+        what = f"breaks {broken.rule}{level}: {broken.problem.key}: {broken.problem.what}"
+        yield Risk(kind="policy", resource=of, what=what)
 
 
 def _of_data(change: ResourceChange) -> Risk:

@@ -12,6 +12,7 @@ _RISKS = {
     "refused": "bold red",
     "downtime": "bold yellow",
     "exposure": "bold red",
+    "policy": "bold red",
     "unguarded": "bold yellow",
 }
 

@@ -137,6 +137,18 @@ def test_an_edit_is_told_with_its_risks_and_its_cost_in_every_form(
     assert len(comment.encode()) <= LONGEST_BYTES
 
 
+def test_a_rule_that_the_change_breaks_is_a_risk(repository: Path, diff: Diff) -> None:
+    edit(repository, "[spot, on-demand]", "[spot]")
+    edit(repository, "shared: lustre", "shared: lustre\n    keep_data: false")
+    (stack,) = diff("HEAD")["stacks"]
+    risks = {(risk["kind"], risk["what"].partition(":")[0]) for risk in stack["risks"]}
+    assert ("policy", "breaks spot-with-fallback") in risks
+    assert ("policy", "breaks protected-data") in risks
+    assert ("unguarded", "loses its protection, or is no longer kept when it is deleted") in risks
+    assert ("capacity", "pool h100 loses its on-demand nodes") in risks
+    assert (named(stack)["aws-h100-on-demand"], named(stack)["aws-storage-models"]) == ("deleted", "changed")
+
+
 def test_nothing_changes_where_only_words_do(repository: Path, diff: Diff) -> None:
     edit(repository, "# Llama 3.1 405B", "# Llama 3.1, 405B")
     found = diff("HEAD", "--exit-code")
