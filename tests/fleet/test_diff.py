@@ -142,7 +142,6 @@ def test_a_rule_that_the_change_breaks_is_a_risk(repository: Path, diff: Diff) -
     edit(repository, "shared: lustre", "shared: lustre\n    keep_data: false")
     (stack,) = diff("HEAD")["stacks"]
     risks = {(risk["kind"], risk["what"].partition(":")[0]) for risk in stack["risks"]}
-    assert ("policy", "breaks spot-with-fallback") in risks
     assert ("policy", "breaks protected-data") in risks
     assert ("unguarded", "loses its protection, or is no longer kept when it is deleted") in risks
     assert ("capacity", "pool h100 loses its on-demand nodes") in risks
