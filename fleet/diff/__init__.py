@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 def _status(diffs: Sequence[StackDiff], *, exit_code: bool) -> int:
     if any(diff.status == "failed" for diff in diffs):
         return REFUSED
-    if not exit_code or all(diff.status == "same" and not diff.engines for diff in diffs):
+    if not exit_code or all(diff.silent for diff in diffs):
         return OK
     return RISKS if any(diff.risks for diff in diffs) else CHANGES
 

@@ -35,8 +35,9 @@ class FieldChange:
 class ResourceChange:
     """What becomes of one resource. `urn` is the new one, of a deleted resource the old one.
 
-    `inputs` are the new ones, or those of what is deleted. Pulumi refuses to replace or delete what is `protected`; it
-    forgets what is `retained`, which goes on existing. `deleted_first`: there is neither old nor new for a while.
+    `inputs` are the new ones, or those of what is deleted. Pulumi refuses to replace or delete what is `protected` (in
+    both revisions, as the engine has it); it forgets what is `retained`, which goes on existing. `deleted_first`: there
+    is neither old nor new for a while.
     """
 
     action: Action
@@ -74,10 +75,24 @@ def compare(before: Iterable[Resource], after: Iterable[Resource]) -> tuple[Reso
         if now == moved:
             break
         moved = now
-    result = [_result(action, news[urn], found.get(urn, ())) for urn, action in moved.items()]
+    result = [
+        _result(action, olds[was[urn]] if urn in was else news[urn], news[urn], found.get(urn, ()))
+        for urn, action in moved.items()
+    ]
     kept = set(was.values())
-    result += [_result("deleted", old, ()) for urn, old in olds.items() if urn not in kept]
+    result += [_result("deleted", old, old, ()) for urn, old in olds.items() if urn not in kept]
     return tuple(sorted(result, key=lambda change: change.urn))
+
+
+def unguarded(before: Iterable[Resource], after: Iterable[Resource]) -> tuple[str, ...]:
+    """URNs of what Pulumi would have refused to delete, or kept in the cloud, and now would not."""
+    guards = {old["urn"]: (old["protect"], old["retain_on_delete"]) for old in before}
+    lost: list[str] = []
+    for new in after:
+        protect, retain = guards.get(new["urn"], (False, False))
+        if (protect and not new["protect"]) or (retain and not new["retain_on_delete"]):
+            lost.append(new["urn"])
+    return tuple(lost)
 
 
 def shown(value: Any) -> Any:
@@ -90,7 +105,7 @@ def shown(value: Any) -> Any:
     return [shown(item) for item in cast(list[Any], value)] if isinstance(value, list) else value
 
 
-def _result(action: Action, resource: Resource, fields: tuple[FieldChange, ...]) -> ResourceChange:
+def _result(action: Action, old: Resource, resource: Resource, fields: tuple[FieldChange, ...]) -> ResourceChange:
     gone = action in ("replaced", "deleted")
     named = resource["type"].startswith("kubernetes:") and not any(
         change.replaces and change.path in ("metadata.name", "metadata.namespace") for change in fields
@@ -102,8 +117,8 @@ def _result(action: Action, resource: Resource, fields: tuple[FieldChange, ...])
         name=resource["name"],
         fields=fields,
         inputs=shown(resource["inputs"]),
-        protected=gone and resource["protect"],
-        retained=gone and resource["retain_on_delete"],
+        protected=gone and old["protect"] and resource["protect"],
+        retained=gone and old["retain_on_delete"] and resource["retain_on_delete"],
         # Two Kubernetes objects cannot bear one name at a time, and every one of ours is named.
         deleted_first=action == "replaced" and (resource["delete_before_replace"] or named),
         known_rule=not resource["custom"] or rule_of(resource["type"]) is not None,

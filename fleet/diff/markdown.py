@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from fleet.diff.compare import ResourceChange
 from fleet.diff.report import StackDiff
-from fleet.diff.words import SIGNS, engine_text, field_text, money_text, summary, usd
+from fleet.diff.words import SIGNS, engine_text, field_text, guards, money_text, summary, usd
 
 MARKER = "<!-- fleet diff -->"
 """By which the comment is found again, to be replaced."""
@@ -38,7 +38,7 @@ def markdown(diffs: Sequence[StackDiff], title: str) -> str:
 def _document(diffs: Sequence[StackDiff], title: str, *, fields: int, resources: int) -> Iterator[str]:
     yield MARKER
     yield f"# fleet diff\n\n{_escaped(title)}\n"
-    shown = [diff for diff in diffs if diff.status != "same" or diff.engines or diff.notes]
+    shown = [diff for diff in diffs if not diff.silent]
     if not shown:
         yield "Nothing that is deployed changes, in any stack."
         return
@@ -51,7 +51,7 @@ def _document(diffs: Sequence[StackDiff], title: str, *, fields: int, resources:
         built = sum(engine.after is not None for engine in diff.engines)
         resources_text = status if diff.status == "failed" else f"{status}{summary(diff)}"
         yield f"| {_code(diff.stack)} | {resources_text} | {built or ''} | {_cost_cell(diff)} |"
-    same = [diff.stack for diff in diffs if diff not in shown]
+    same = [diff.stack for diff in diffs if diff.silent]
     if same:
         yield f"\nNothing changes in {', '.join(map(_code, same))}."
     for diff in shown:
@@ -81,7 +81,7 @@ def _stack(diff: StackDiff, *, fields: int, resources: int) -> Iterator[str]:
     if listed:
         yield f"\n<details><summary>{summary(diff)}</summary>\n"
         for change in sorted(listed, key=lambda change: _WORST.index(change.action)):
-            yield f"- {SIGNS[change.action]} {change.action} {_code(change.type)} {_code(change.name)}"
+            yield f"- **{change.action}** {_code(change.type)} {_code(change.name)}{guards(change)}"
             for field in change.fields[:fields]:
                 yield f"  - {_code(field_text(field))}"
             if len(change.fields) > fields:
@@ -93,20 +93,22 @@ def _stack(diff: StackDiff, *, fields: int, resources: int) -> Iterator[str]:
 
 def _picture(changes: Sequence[ResourceChange]) -> Iterator[str]:
     """The resources that change, below the component that they are part of."""
-    drawn = sorted(changes, key=lambda change: (_WORST.index(change.action), change.urn))[:_NODES]
+    parts = [change for change in changes if not change.type.startswith("tritonfleet:")]
+    drawn = sorted(parts, key=lambda change: (_WORST.index(change.action), change.urn))[:_NODES]
     yield "\n```mermaid\nflowchart LR"
     for number, component in enumerate(sorted({_component(change) for change in drawn})):
         yield f'  subgraph c{number}["{_label(component)}"]'
         for change in drawn:
             if _component(change) == component:
                 kind = change.type.rpartition(":")[2]
-                label = f"{SIGNS[change.action]} {_label(kind)}<br/>{_label(change.name)}"
+                # The sign behind: a text that begins with one would be a list to Mermaid.
+                label = f"{_label(kind)} {SIGNS[change.action]}<br/>{_label(change.name)}"
                 yield f'    n{drawn.index(change)}["{label}"]:::{change.action}'
         yield "  end"
     for action, style in _CLASSES.items():
         yield f"  classDef {action} {style}"
-    if len(changes) > len(drawn):
-        yield f'  more["{len(changes) - len(drawn)} more"]'
+    if len(parts) > len(drawn):
+        yield f'  more["{len(parts) - len(drawn)} more"]'
     yield "```"
 
 
@@ -116,8 +118,7 @@ def _component(change: ResourceChange) -> str:
 
 
 def _cost_cell(diff: StackDiff) -> str:
-    moves = diff.cost and (diff.cost.lines or diff.cost.before != diff.cost.after)
-    return money_text(diff.cost) if moves else ""
+    return money_text(diff.cost) if diff.cost_moves else ""
 
 
 def _code(text: str) -> str:

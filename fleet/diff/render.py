@@ -19,7 +19,6 @@ from typing import Any, cast
 
 NAMESPACE = "tritonfleet"
 NOT_DEPLOYED = "recorded"
-MASK = "[secret]"
 
 
 def main(tree: Path, out: Path, stacks: list[str]) -> None:
@@ -75,7 +74,9 @@ def _config(values: dict[str, Any]) -> tuple[dict[str, str], set[str]]:
         if encrypted or (isinstance(value, dict) and any(map(_is_encrypted, cast(dict[str, Any], value).values()))):
             secrets.add(key)
         if encrypted and name == "api_keys":
-            config[key] = MASK  # a mapping whose names are encrypted too: nobody could make up another
+            # A mapping whose names are encrypted too; limits are of names that it has.
+            names: Any = values.get("key_limits") or ["default"]
+            config[key] = json.dumps({str(one): _decrypted(value) for one in names})
         else:
             plain = _decrypted(value)
             config[key] = plain if isinstance(plain, str) else json.dumps(plain, default=str)

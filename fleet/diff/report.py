@@ -4,12 +4,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from fleet.diff.compare import ResourceChange, compare, shown
+from fleet.diff.compare import ResourceChange, compare, shown, unguarded
+from fleet.diff.policies import newly_broken
 from fleet.diff.revisions import Rendered
 from planner.errors import Problem
 
-RiskKind = Literal["data loss", "refused", "downtime", "exposure", "capacity", "left behind"]
-RISKS: tuple[RiskKind, ...] = ("data loss", "refused", "downtime", "exposure", "capacity", "left behind")
+RiskKind = Literal["data loss", "refused", "downtime", "exposure", "policy", "unguarded", "capacity", "left behind"]
+RISKS: tuple[RiskKind, ...] = (
+    "data loss",
+    "refused",
+    "downtime",
+    "exposure",
+    "policy",
+    "unguarded",
+    "capacity",
+    "left behind",
+)
 """Worst first."""
 
 Status = Literal["same", "changed", "new", "gone", "failed"]
@@ -98,6 +108,15 @@ class StackDiff:
     notes: tuple[str, ...] = ()
     problems: Mapping[str, tuple[Problem, ...]] = field(default_factory=dict[str, tuple[Problem, ...]])
 
+    @property
+    def silent(self) -> bool:
+        """Whether there is nothing to tell of it."""
+        return self.status == "same" and not (self.engines or self.risks or self.notes or self.cost_moves)
+
+    @property
+    def cost_moves(self) -> bool:
+        return self.cost is not None and bool(self.cost.lines or self.cost.before != self.cost.after)
+
     def count(self, action: str) -> int:
         return sum(change.action == action for change in self.changes)
 
@@ -116,7 +135,7 @@ def stack_diff(stack: str, before: Rendered | None, after: Rendered | None) -> S
     if after is None:
         notes.append("the stack file is gone; what it deployed stays until `pulumi destroy`")
     status: Status = "new" if before is None else "gone" if after is None else "changed" if changes else "same"
-    risks = () if before is None else _risks(changes)
+    risks = [] if before is None else [*_risks(changes), *_unguarded(old, new), *_policies(old, new)]
     outputs = shown(old.outputs), shown(new.outputs)
     return StackDiff(
         stack=stack,
@@ -177,6 +196,22 @@ def _risks(changes: tuple[ResourceChange, ...]) -> Iterator[Risk]:
         if opened := _opened(change):
             yield Risk(kind="exposure", resource=change.name, what=f"{opened} lets everybody in")
     yield from _fallbacks(changes)
+
+
+def _unguarded(before: Rendered, after: Rendered) -> Iterator[Risk]:
+    """Of what holds data, and of clusters: a later change may delete it, which this one does not."""
+    for urn in unguarded(before.resources, after.resources):
+        if urn.split("::")[2].rpartition("$")[2] in (*DATA, *CLUSTERS):
+            what = "loses its protection, or is no longer kept when it is deleted"
+            yield Risk(kind="unguarded", resource=urn.rpartition("::")[2], what=what)
+
+
+def _policies(before: Rendered, after: Rendered) -> Iterator[Risk]:
+    for broken in newly_broken(before.resources, after.resources):
+        level = "" if broken.mandatory else " (advisory)"
+        of = broken.urn.rpartition("::")[2] if broken.urn else "the stack"
+        what = f"breaks {broken.rule}{level}: {broken.problem.key}: {broken.problem.what}"
+        yield Risk(kind="policy", resource=of, what=what)
 
 
 def _of_data(change: ResourceChange) -> Risk:

@@ -4,7 +4,7 @@ import difflib
 import json
 from typing import Any
 
-from fleet.diff.compare import LATER, MASK, FieldChange
+from fleet.diff.compare import LATER, MASK, FieldChange, ResourceChange
 from fleet.diff.report import CostChange, EngineChange, StackDiff
 
 LONGEST = 60
@@ -16,6 +16,13 @@ def summary(diff: StackDiff) -> str:
     """`2 added, 1 replaced`, or that nothing changes."""
     counts = [f"{diff.count(action)} {action}" for action in ACTIONS if diff.count(action)]
     return ", ".join(counts) or "no resource changes"
+
+
+def guards(change: ResourceChange) -> str:
+    """What holds of the change besides its kind, "" where nothing does."""
+    words = {"protected": change.protected, "kept in the cloud": change.retained, "deleted first": change.deleted_first}
+    found = ", ".join(word for word, holds in words.items() if holds)
+    return f" ({found})" if found else ""
 
 
 def field_text(field: FieldChange) -> str:
@@ -75,4 +82,4 @@ def _lines(before: str, after: str) -> str:
     found = [line for line in difflib.ndiff(before.splitlines(), after.splitlines()) if line[:1] in "+-"]
     removed, added = (sum(line.startswith(sign) for line in found) for sign in "-+")
     first = f", first {short(found[0])}" if found else ""
-    return f"{added} lines added, {removed} removed{first}"
+    return f"{added} line{'' if added == 1 else 's'} added, {removed} removed{first}"

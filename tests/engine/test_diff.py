@@ -21,7 +21,7 @@ OPERATIONS: Mapping[str, Action] = {
     "delete-replaced": "replaced",
     "delete": "deleted",
 }
-EKS, CHILD = "eks:index:Cluster", "eks:index:Cluster$aws:eks/cluster:Cluster"
+EKS, CLUSTER = "eks:index:Cluster", "$aws:eks/cluster:Cluster"
 
 # Without `keep_data` nothing is protected: what is, the engine refuses, and says little of the rest.
 STACK = """\
@@ -53,7 +53,10 @@ class Deployed:
 
     def __init__(self, project: Project, stack: str) -> None:
         self.project, self.stack = project, stack
-        project.pulumi("up", "--yes", "--skip-preview")
+        self.up()
+
+    def up(self) -> None:
+        self.project.pulumi("up", "--yes", "--skip-preview")
         self.before = self._rendered()
 
     def changes(self) -> tuple[ResourceChange, ...]:
@@ -64,20 +67,15 @@ class Deployed:
         return {change.urn: change.action for change in self.changes()}
 
     def engine(self) -> dict[str, Action]:
-        """What the engine plans, by URN: of pulumi-eks' component what becomes of the cluster in it."""
+        """What the engine plans, by URN."""
         text = self.project.pulumi("preview", "--json")
         found: dict[str, Action] = {}
         for step in json.loads(text[text.index("{") :])["steps"]:
             urn, action = step["urn"], OPERATIONS.get(step["op"])
             if action is None or "pulumi:pulumi:Stack" in urn:
                 continue
-            types = urn.split("::")[2]
-            if EKS in types and not types.endswith(EKS):
-                urn = (
-                    urn.replace(f"{types}::", f"{types.partition(EKS)[0]}{EKS}::").rpartition("::")[0]
-                    + "::aws-cluster-eks"
-                )
-                action = action if types.endswith(CHILD) else found.get(urn, "changed")
+            if (urn := _shown_as(urn)) is None:
+                continue
             found[urn] = action
         return found
 
@@ -206,9 +204,13 @@ def region(stack: Deployed) -> None:
     stack.values(move)
 
 
-def api_for_all(stack: Deployed) -> None:
-    """What a policy forbids: the API server's endpoint, for everybody."""
-    stack.values(lambda values: values["tritonfleet:cluster"].update(api_cidrs=["0.0.0.0/0"]))
+def spot_alone(stack: Deployed) -> None:
+    """What a policy forbids in production: no capacity but spot."""
+    stack.values(lambda values: values["tritonfleet:pools"][0].update(capacity=["spot"]))
+
+
+def data_guarded(stack: Deployed) -> None:
+    stack.values(lambda values: values["tritonfleet:storage"].update(keep_data=True))
 
 
 def label(stack: Deployed) -> None:
@@ -233,8 +235,8 @@ EDITS: Mapping[Callable[[Deployed], None], Mapping[str, set[Action]]] = {
     replicas: {"kubernetes:leaderworkerset.x-k8s.io/v1:LeaderWorkerSet": {"changed"}},
     quantisation: {"kubernetes:batch/v1:Job": {"added", "deleted"}},
     mig_profile: {"aws:eks/nodeGroup:NodeGroup": {"changed"}},
-    region: {"aws:s3/bucket:Bucket": {"replaced"}, "eks:index:Cluster": {"replaced"}},
-    api_for_all: {"eks:index:Cluster": {"changed"}},
+    spot_alone: {"aws:eks/nodeGroup:NodeGroup": {"deleted"}},
+    data_guarded: {"aws:s3/bucket:Bucket": {"changed"}},  # whether it is emptied before it is deleted
     label: {"kubernetes:core/v1:Service": {"changed"}},
     nothing: {},
 }
@@ -253,14 +255,46 @@ def test_an_edit_is_judged_as_the_engine_does(aws: Deployed, edit: Callable[[Dep
 
 
 @pytest.mark.usefixtures("unedited")
-def test_the_engine_refuses_what_is_called_protected(aws: Deployed) -> None:
-    region(aws)
-    aws.values(lambda values: values["tritonfleet:storage"].update(keep_data=True))
-    protected = {change.urn for change in aws.changes() if change.action == "replaced" and change.protected}
+def test_what_the_plan_forbids_is_the_engines_error_too(aws: Deployed) -> None:
+    aws.values(lambda values: values["tritonfleet:cluster"].update(api_cidrs=["0.0.0.0/0"]))
+    (problem,) = rendered(aws.project.folder, [aws.stack])[aws.stack].problems
     said = aws.project.pulumi("preview", fails=True)
-    refused = set(re.findall(r'unable to replace resource "([^"]+)"\n', said))
+    assert all(part in said for part in (problem.key, problem.what, problem.consequence, problem.fix))
+
+
+@pytest.mark.usefixtures("unedited")
+def test_the_engine_refuses_what_is_called_protected(aws: Deployed) -> None:
+    file = aws.project.folder / "stacks" / f"Pulumi.{aws.stack}.yaml"
+    text = file.read_text()
+    data_guarded(aws)
+    aws.up()
+    try:
+        region(aws)
+        protected = {change.urn for change in aws.changes() if change.action == "replaced" and change.protected}
+        said = aws.project.pulumi("preview", fails=True)
+    finally:
+        aws.project.pulumi("state", "unprotect", "--all", "--yes")
+        file.write_text(text)
+        aws.up()
+    refused = {_shown_as(urn) for urn in re.findall(r'unable to replace resource "([^"]+)"\n', said)}
     assert refused
     assert refused <= protected
+
+
+@pytest.mark.usefixtures("unedited")
+def test_another_region_is_judged_as_the_engine_does(aws: Deployed) -> None:
+    """A preview has no cluster to ask for what is in it, and takes every change for an update; the update asks."""
+    region(aws)
+    found, planned = aws.diff(), aws.engine()
+    assert {action for urn, action in found.items() if _type(urn) in ("aws:s3/bucket:Bucket", EKS)} == {"replaced"}
+    assert found.keys() == planned.keys()
+    unlike = {urn for urn in found if found[urn] != planned[urn]}
+    assert {(found[urn], planned[urn]) for urn in unlike} == {("replaced", "changed")}
+    assert all(_type(urn).startswith("kubernetes:") for urn in unlike)
+    aws.project.events()
+    aws.up()
+    made = {urn for operation, urn in aws.project.events() if operation == "create"}
+    assert unlike <= made
 
 
 def test_a_storage_class_is_judged_as_the_engine_does(kind: Deployed) -> None:
@@ -270,6 +304,15 @@ def test_a_storage_class_is_judged_as_the_engine_does(kind: Deployed) -> None:
     assert {_type(urn): action for urn, action in found.items()}[
         "kubernetes:core/v1:PersistentVolumeClaim"
     ] == "replaced"
+
+
+def _shown_as(urn: str) -> str | None:
+    """The URN by which `fleet diff` knows it: of pulumi-eks' component it shows what becomes of the cluster in it."""
+    types = urn.split("::")[2]
+    if f"{EKS}$" not in types:
+        return urn
+    above = types.removesuffix(CLUSTER)
+    return f"{'::'.join(urn.split('::')[:2])}::{above}::aws-cluster-eks" if above.endswith(EKS) else None
 
 
 def _type(urn: str) -> str:

@@ -1,14 +1,17 @@
 """`fleet diff` on a git repository with this program in two commits."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 pytest.importorskip("pulumi", reason="Pulumi's packages are not installed: `make setup` installs them")
 if shutil.which("git") is None:
@@ -20,7 +23,7 @@ from fleet.diff.markdown import LONGEST_BYTES, MARKER, markdown
 from fleet.diff.report import CostChange, EngineChange, Risk, StackDiff
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("components", "fleet", "frontend", "model_repo", "planner", "requirements", "runtime")
+ROOMS = ("components", "fleet", "frontend", "model_repo", "planner", "policy", "requirements", "runtime")
 STACK = "aws-llama-405b"
 CIPHERTEXTS = ("v1:AAAAAAAAAAAAAAAA:oldciphertext", "v1:BBBBBBBBBBBBBBBB:newciphertext")
 OK, REFUSED, USAGE, CHANGES, RISKS = 0, 1, 2, 3, 4
@@ -129,9 +132,20 @@ def test_an_edit_is_told_with_its_risks_and_its_cost_in_every_form(
     comment = capsys.readouterr().out
     assert comment.startswith(MARKER)
     assert "```mermaid\nflowchart LR" in comment
-    assert "± LustreFileSystem<br/>aws-storage-files" in comment
+    assert "LustreFileSystem ±<br/>aws-storage-files" in comment
     assert comment.index("**refused**") < comment.index("```mermaid")
     assert len(comment.encode()) <= LONGEST_BYTES
+
+
+def test_a_rule_that_the_change_breaks_is_a_risk(repository: Path, diff: Diff) -> None:
+    edit(repository, "[spot, on-demand]", "[spot]")
+    edit(repository, "shared: lustre", "shared: lustre\n    keep_data: false")
+    (stack,) = diff("HEAD")["stacks"]
+    risks = {(risk["kind"], risk["what"].partition(":")[0]) for risk in stack["risks"]}
+    assert ("policy", "breaks protected-data") in risks
+    assert ("unguarded", "loses its protection, or is no longer kept when it is deleted") in risks
+    assert ("capacity", "pool h100 loses its on-demand nodes") in risks
+    assert (named(stack)["aws-h100-on-demand"], named(stack)["aws-storage-models"]) == ("deleted", "changed")
 
 
 def test_nothing_changes_where_only_words_do(repository: Path, diff: Diff) -> None:
@@ -155,6 +169,42 @@ def test_a_rotated_key_changes_one_secret_and_is_not_shown(
         assert main(["diff", "HEAD", *form]) == OK
     printed = json.dumps(found) + capsys.readouterr().out
     assert not re.search("ciphertext|sk-[0-9a-f]{8}", printed)
+
+
+def test_keys_that_are_encrypted_as_a_whole_are_rotated_too(repository: Path, diff: Diff) -> None:
+    edit(repository, f"\n    team-a:\n      secure: {CIPHERTEXTS[0]}", f" {{secure: {CIPHERTEXTS[0]}}}")
+    commit(repository, "whole")
+    edit(repository, *CIPHERTEXTS)
+    try:
+        (stack,) = diff("HEAD")["stacks"]
+    finally:
+        git(repository, "reset", "--quiet", "--hard", "HEAD~1")
+    assert named(stack) == {"serving-api-keys-secret": "changed"}
+
+
+def test_the_workflows_step_leaves_the_comment_behind(repository: Path, tmp_path: Path) -> None:
+    """As GitHub runs it: bash, a base commit, the merged files in the working tree."""
+    file = ROOT / ".github" / "workflows" / "diff.yml"
+    workflow: dict[str, Any] = YAML(typ="safe").load(file)  # pyright: ignore[reportUnknownMemberType]
+    (step,) = [step for step in workflow["jobs"]["diff"]["steps"] if "BASE" in step.get("env", {})]
+    edit(repository, "max_nodes: 3", "max_nodes: 2")
+    commit(repository, "smaller")
+    summary = tmp_path / "summary.md"
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "GITHUB_STEP_SUMMARY": str(summary)}
+    try:
+        subprocess.run(
+            ["bash", "-e", "-c", step["run"]],
+            cwd=repository,
+            env=environment | {"BASE": git(repository, "rev-parse", "HEAD~1").strip()},
+            check=True,
+            timeout=300,
+        )
+        comment = (repository / "diff.md").read_text()
+    finally:
+        git(repository, "reset", "--quiet", "--hard", "HEAD~1")
+    assert comment.startswith(MARKER)
+    assert "**capacity**: `aws-h100-spot`: at most 2 nodes instead of 3" in comment
+    assert summary.read_text() == comment
 
 
 def test_two_commits_and_a_stack_of_only_one_of_them(repository: Path, diff: Diff) -> None:

@@ -3,13 +3,13 @@
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 pytest.importorskip("pulumi", reason="Pulumi's packages are not installed: `make setup` installs them")
 
-from fleet.diff.compare import MASK, Resource, ResourceChange, compare
+from fleet.diff.compare import MASK, Resource, ResourceChange, compare, unguarded
 from fleet.diff.rules import rule_of, steps_of
 from fleet.recorder import Recording, plain
 from fleet.synthesis import record_program
@@ -179,9 +179,11 @@ def test_guards_are_told() -> None:
     gone = only([guarded], [])
     assert gone
     assert (gone.action, gone.protected, gone.retained) == ("deleted", True, True)
+    assert unguarded([guarded], [resource(LUSTRE)]) == (guarded["urn"],)
+    assert unguarded([resource(LUSTRE)], [guarded]) == unguarded([guarded], [guarded]) == ()
     smaller = only([guarded], [resource(LUSTRE, inputs={"storageCapacity": 1200})])
     assert smaller
-    assert (smaller.action, smaller.protected) == ("replaced", False), "the engine asks the new options"
+    assert (smaller.action, smaller.protected) == ("replaced", False), "the engine wants both"
 
 
 @functools.cache
@@ -213,12 +215,12 @@ def test_every_type_has_a_rule_and_two_readings_of_the_documentation_agree(stack
 
 def _paths(value: Any, path: str) -> Iterator[str]:
     if isinstance(value, dict):
-        for key, item in value.items():
+        for key, item in cast(dict[str, Any], value).items():
             yield from _paths(item, f"{path}.{key}" if path else key)
     elif path in ("apiVersion", "kind"):
         return  # another one is another type, and so another URN
     elif isinstance(value, list) and value:
-        for index, item in enumerate(value):
+        for index, item in enumerate(cast(list[Any], value)):
             yield from _paths(item, f"{path}[{index}]")
     else:
         yield path

@@ -151,7 +151,9 @@ def changed(old: Any, new: Any, path: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         olds, news = cast(dict[str, Any], old), cast(dict[str, Any], new)
         for key in sorted({*olds, *news}):
-            yield from changed(olds.get(key), news.get(key), f"{path}.{key}" if path else key)
+            # As the engine reads a path, and a program's `replace_on_changes` names it.
+            step = f'["{key}"]' if "." in key else f".{key}" if path else key
+            yield from changed(olds.get(key), news.get(key), f"{path}{step}")
     elif isinstance(old, list) and isinstance(new, list) and len(cast(list[Any], old)) == len(cast(list[Any], new)):
         for index, (before, after) in enumerate(zip(cast(list[Any], old), cast(list[Any], new), strict=True)):
             yield from changed(before, after, f"{path}[{index}]")

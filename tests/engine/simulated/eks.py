@@ -51,10 +51,10 @@ def construct_cluster(request: Any) -> Any:
     given = {key: inputs.get(key) for key in ("name", "version", "enabledClusterLogTypes", "deletionProtection")}
     subnets: list[Any] = [*(inputs.get("privateSubnetIds") or []), *(inputs.get("subnetIds") or [])]
     access = {key: inputs.get(key) for key in ("endpointPrivateAccess", "endpointPublicAccess", "publicAccessCidrs")}
-    security: dict[str, Any] = {key: value for key, value in access.items() if value is not None}
-    security["subnetIds"] = subnets
+    security: dict[str, Any] = {"subnetIds": subnets}
     if groups:
         security["securityGroupIds"] = [group.id or UNKNOWN for group in groups]
+    security |= {key: value for key, value in access.items() if value is not None}
     key = {"provider": {"keyArn": inputs.get("encryptionConfigKeyArn")}, "resources": ["secrets"]}
     services = {"serviceIpv4Cidr": inputs.get("kubernetesServiceIpAddressRange")}
     properties = given | {"roleArn": _of(role, "arn"), "vpcConfig": security, "kubernetesNetworkConfig": services}
