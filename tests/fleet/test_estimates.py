@@ -9,6 +9,7 @@ import pytest
 from fleet import aiconfigurator
 from planner.throughput import Throughput
 from tests.benchmarks.estimates import Row, error, errors, measured, read_rows, rooflines, table
+from tests.benchmarks.latencies import compare, read_runs
 
 ROWS = read_rows()
 
@@ -67,3 +68,12 @@ def test_the_command_prints_the_table_of_the_rows_it_is_given(tmp_path: Path) ->
     said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout
     assert "| main: l40s | 18 |" in said
     assert "aiconfigurator" not in said
+
+
+def test_latencies_are_as_good_as_documented() -> None:
+    assert len(read_runs()) == 72
+    found = compare()
+    assert found["all"]["count"] == 47
+    assert found["all"]["median_absolute"] < 12
+    assert -12 < found["all"]["bias"] < 0
+    assert 0.8 < found["all"]["ttft_p95_over_mean"] < 1.2
