@@ -389,6 +389,24 @@ def test_files_are_replaced_all_or_none(
     assert contents(saved) == before
 
 
+def test_a_refresh_killed_between_its_files_leaves_a_sound_catalogue(
+    aws: Aws, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_file = os.replace
+
+    def killed_after_one(source: Path, target: Path) -> None:
+        if read_instances(saved / "gpu_instances.csv").keys() > {("aws", "gr6.4xlarge")}:
+            raise SystemExit
+        replace_file(source, target)
+
+    monkeypatch.setattr("fleet.catalog.os.replace", killed_after_one)
+    with answering(aws.answer) as url, pytest.raises(SystemExit):
+        refresh("--cloud", "aws", "--region", "us-east-1", "--endpoint", f"aws={url}")
+    types = {name for cloud, name in read_instances(saved / "gpu_instances.csv") if cloud == "aws"}
+    assert "gr6.4xlarge" in types
+    assert read_zones(saved / "aws_zones.csv", "aws", types=types)
+
+
 def test_without_the_client_library(
     saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
