@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +10,7 @@ from typing import Any, cast
 from rich.console import Console
 
 from fleet import plan_packing, plan_search
-from fleet.plan_cloud import print_infrastructure, stale_prices, types_of
+from fleet.plan_cloud import print_infrastructure, types_of, warn_of_age
 from fleet.plan_report import ESTIMATES, Report, print_report, report_document
 from planner import sharding, sources
 from planner.clouds import CLOUDS
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError([_usage("stack", "give either a stack or --model", "fleet plan local")])
         questions = _questions(args, models)
         if questions:
-            _warn_of_age({cloud: instances(cloud) for cloud in questions[0].target.clouds or CLOUDS})
+            warn_of_age({cloud: instances(cloud) for cloud in questions[0].target.clouds or CLOUDS})
         if len(questions) > 1:
             return plan_packing.run(args, questions)
         if questions:
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         print_problems(error.problems, as_json=args.json)
         return USAGE if isinstance(error, UsageError) else REFUSED
     if fleet and fleet.infrastructure:
-        _warn_of_age({fleet.infrastructure.name: types_of(fleet.infrastructure)})
+        warn_of_age({fleet.infrastructure.name: types_of(fleet.infrastructure)})
     if args.json:
         document: dict[str, Any] = {"estimates": ESTIMATES, "models": [report_document(report) for report in reports]}
         if fleet and fleet.infrastructure:
@@ -77,11 +76,6 @@ def run(args: argparse.Namespace) -> int:
         if fleet and fleet.infrastructure:
             print_infrastructure(fleet, fleet.infrastructure, console)
     return OK if all(report.plan for report in reports) else REFUSED
-
-
-def _warn_of_age(types: Mapping[str, Iterable[str]]) -> None:
-    for text in filter(None, (stale_prices(cloud, names) for cloud, names in types.items())):
-        print(f"warning: {text}", file=sys.stderr)
 
 
 def _questions(args: argparse.Namespace, models: list[str]) -> list[plan_search.Question]:

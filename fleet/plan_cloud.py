@@ -1,7 +1,8 @@
 """The cloud's part of `fleet plan`: node groups with their price, start and end of pods, quotas."""
 
 import datetime
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 
 from rich import box
 from rich.console import Console
@@ -13,11 +14,14 @@ from planner.instances import instances, stale
 from planner.plan import FleetPlan
 
 
-def stale_prices(cloud: str, types: Iterable[str]) -> str | None:
-    """A warning that names the oldest price of the instance types, None while none is old: the planner reads no clock,
-    so that a stack has one plan."""
-    known = instances(cloud)
-    return stale(cloud, [known[name] for name in types], datetime.datetime.now(datetime.UTC).date())
+def warn_of_age(types: Mapping[str, Iterable[str]]) -> None:
+    """Tell the oldest price of the instance types of each cloud, where that is old. The planner reads no clock, so that
+    a stack has one plan."""
+    today = datetime.datetime.now(datetime.UTC).date()
+    for cloud, names in types.items():
+        known = instances(cloud)
+        if text := stale(cloud, [known[name] for name in names], today):
+            print(f"warning: {text}", file=sys.stderr)
 
 
 def types_of(cloud: CloudPlan) -> set[str]:

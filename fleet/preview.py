@@ -94,7 +94,7 @@ def _drift(each: ModelPreview) -> str:
         return f"unknown: {drift.why}; today's best: {best} {unit}"
     pinned = f"{drift.pinned_usd_per_million:.2f} {unit}"
     if not drift.best:
-        return f"none: the choice is today's best, at {pinned}, {drift.why}"
+        return f"none: the choice is as good as today's best, at {pinned}, {drift.why}"
     if not drift.saves:
         return f"none worth a move: the choice costs {pinned}; today's best: {best}, {drift.why}"
     return f"today's best saves {drift.saves:.0%}: {best}, and the choice costs {pinned}, {drift.why}"

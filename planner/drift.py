@@ -19,12 +19,16 @@ NOTABLE = 0.05
 """A best that costs less than this share below the pinned choice is no reason to move: estimates differ by more."""
 
 
+TIE = 0.005
+"""Choices whose costs differ by less than this share are equally good."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Drift:
     """The pinned choice beside today's best in the same cloud, region and number format, for the same output.
 
     Costs are estimates in USD per million output tokens: None for the pinned choice where the catalogue has no price of
-    it or the search refuses it. `best` is "" where it is the pinned choice, or where nothing is found. `why` says what
+    it or the search refuses it. `best` is "" where it costs no less, or where nothing is found. `why` says what
     was asked, or why there is no figure.
     """
 
@@ -94,9 +98,10 @@ def drift(model: ModelPlan, cloud: CloudPlan, estimate: Throughput, nodes_usd: f
         priced = {"spot": instance.spot_usd_h, "on-demand": instance.on_demand_usd_h}.get(group.capacity)
         why = "the search leaves the pinned choice out" if priced else f"no {group.capacity} price of {instance.name}"
         asked = f"{why}; asked {asked}"
+    pinned = _usd_per_million(mine, nodes_usd) if mine else None
     return Drift(
-        pinned_usd_per_million=_usd_per_million(mine, nodes_usd) if mine else None,
-        best="" if best is mine else str(best),
+        pinned_usd_per_million=pinned,
+        best="" if pinned is not None and pinned <= best.usd_per_million * (1 + TIE) else str(best),
         best_usd_per_million=best.usd_per_million,
         why=asked,
     )

@@ -153,6 +153,7 @@ def _retail(name: str, region: str, on_demand: object, spot: object) -> list[dic
         "armSkuName": name,
         "unitOfMeasure": "1 Hour",
     }
+    item |= {"effectiveStartDate": "2026-10-01T00:00:00Z", "isPrimaryMeterRegion": True}
     item |= {
         "type": "Consumption",
         "serviceName": "Virtual Machines",
@@ -163,11 +164,20 @@ def _retail(name: str, region: str, on_demand: object, spot: object) -> list[dic
         "meterName": short,
         "retailPrice": 999.0,
     }
+    # As the service has them: once more for another meter region, of before, and of a day to come.
+    others: list[dict[str, object]] = [
+        {"armSkuName": None},
+        {"isPrimaryMeterRegion": False},
+        {"effectiveStartDate": "2025-01-01T00:00:00Z"},
+        {"effectiveStartDate": "2999-01-01T00:00:00Z"},
+        {"productName": f"{short} Series Cloud Services"},
+    ]
     return [
         item | {"meterName": short, "retailPrice": on_demand},
         item | {"meterName": f"{short} Low Priority", "retailPrice": 0.001},
         item | windows,
         item | {"meterName": f"{short} Spot", "retailPrice": spot},
+        *(item | {"meterName": short, "retailPrice": 777.0} | each for each in others),
     ]
 
 

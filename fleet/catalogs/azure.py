@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -21,31 +22,50 @@ def read(request: Request) -> Reading:
     """The prices of the regions, for Linux and without a commitment."""
     reading = Reading(regions={}, sources={"on_demand": SOURCE, "spot": SOURCE})
     for region in request.regions:
-        found = reading.regions[region] = Region(on_demand={}, spot={})
         unlisted: set[str] = set()
+        # By name and capacity: since when, and USD per hour.
+        latest: dict[tuple[str, bool], tuple[str, float]] = {}
         for item in _items(request.endpoint or ENDPOINT, region):
-            name, meter = part(item, str, "armSkuName"), part(item, str, "meterName")
-            if part(item, str, "type") != "Consumption" or "Windows" in part(item, str, "productName"):
+            if not _sold(item):
                 continue
-            # "Low Priority" is what spot was before, of batch pools only.
-            if "Low Priority" in meter or part(item, str, "unitOfMeasure") != "1 Hour":
-                continue
+            name, since = part(item, str, "armSkuName"), part(item, str, "effectiveStartDate")
             if name not in request.types:
                 # N-series are the sizes with GPUs.
                 unlisted |= {name} if name.startswith("Standard_N") else set()
                 continue
             if item.get("currencyCode") != "USD":
                 raise Unreadable(f"the price of {name} is in {item.get('currencyCode')!r:.20}, not USD", NONSENSE)
-            prices = found.spot if meter.endswith(" Spot") else found.on_demand
-            assert prices is not None
-            usd = number(item.get("retailPrice"), f"the retail price of {name}")
-            if prices.setdefault(name, usd) != usd:
-                raise Unreadable(f"{region} has two prices of {name}: {prices[name]} and {usd} USD/h", NONSENSE)
-        found.offered = sorted({*(found.on_demand or {}), *(found.spot or {})})
+            price = since, number(item.get("retailPrice"), f"the retail price of {name}")
+            other = latest.setdefault((name, _spot(item)), price)
+            if other[0] == since and other != price:
+                raise Unreadable(f"{region} has two prices of {name}: {other[1]} and {price[1]} USD/h", NONSENSE)
+            latest[name, _spot(item)] = max(other, price)
+        reading.regions[region] = Region(
+            on_demand={name: usd for (name, spot), (_, usd) in latest.items() if not spot},
+            spot={name: usd for (name, spot), (_, usd) in latest.items() if spot},
+            offered=sorted({name for name, _ in latest}),
+        )
         if unlisted:
             reading.unread.append(f"{region} sells what the catalogue has no specs of: {', '.join(sorted(unlisted))}")
     reading.unread.append("specs of sizes: the retail prices have none; the saved ones stay")
     return reading
+
+
+def _sold(item: dict[str, Any]) -> bool:
+    """Whether it is the price of an hour of a Linux machine, from today or before."""
+    if item.get("armSkuName") is None or part(item, str, "type") != "Consumption":
+        return False
+    # "Low Priority" is what spot was before, of batch pools only; Cloud Services are machines of another service.
+    other = ("Windows", "Low Priority", "CloudServices", "Cloud Services")
+    named = f"{part(item, str, 'productName')} {part(item, str, 'meterName')}"
+    if any(word in named for word in other) or part(item, str, "unitOfMeasure") != "1 Hour":
+        return False
+    now = datetime.now(UTC).isoformat()
+    return item.get("isPrimaryMeterRegion") is not False and part(item, str, "effectiveStartDate") <= now
+
+
+def _spot(item: dict[str, Any]) -> bool:
+    return part(item, str, "meterName").endswith(" Spot")
 
 
 def _items(endpoint: str, region: str) -> Iterator[dict[str, Any]]:

@@ -268,7 +268,8 @@ def test_azure_in_pages_without_windows_and_batch(saved: Path, capsys: pytest.Ca
         (AzureRetail({}, raw=b"<html>"), "no JSON"),
         (AzureRetail({}, raw=b'{"Items": "none"}'), "Items is no list"),
         (AzureRetail({}, raw=b'{"Count": 0}'), "no Items"),
-        (AzureRetail({}, raw=b'{"Items": [{"armSkuName": 5}]}'), "armSkuName is no str"),
+        (AzureRetail({}, raw=b'{"Items": [{"armSkuName": 5, "type": "Consumption"}]}'), "no productName"),
+        (AzureRetail({}, raw=b'{"Items": [{"armSkuName": "Standard_N", "type": 5}]}'), "type is no str"),
         (AzureRetail({"eastus": {"Standard_ND96isr_H100_v5": (-1, 5)}}), "says -1 USD/h"),
         (AzureRetail({"eastus": {"Standard_ND96isr_H100_v5": (98.32, 400)}}), "400 USD/h"),
         (AzureRetail({}), "no price and no type"),
@@ -386,6 +387,24 @@ def test_files_are_replaced_all_or_none(
     assert serve_azure(AzureRetail(azure_prices())) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert contents(saved) == before
+
+
+def test_a_refresh_killed_between_its_files_leaves_a_sound_catalogue(
+    aws: Aws, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_file = os.replace
+
+    def killed_after_one(source: Path, target: Path) -> None:
+        if read_instances(saved / "gpu_instances.csv").keys() > {("aws", "gr6.4xlarge")}:
+            raise SystemExit
+        replace_file(source, target)
+
+    monkeypatch.setattr("fleet.catalog.os.replace", killed_after_one)
+    with answering(aws.answer) as url, pytest.raises(SystemExit):
+        refresh("--cloud", "aws", "--region", "us-east-1", "--endpoint", f"aws={url}")
+    types = {name for cloud, name in read_instances(saved / "gpu_instances.csv") if cloud == "aws"}
+    assert "gr6.4xlarge" in types
+    assert read_zones(saved / "aws_zones.csv", "aws", types=types)
 
 
 def test_without_the_client_library(
