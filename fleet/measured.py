@@ -36,7 +36,7 @@ def measure(result: Result, facts: ModelFacts, known: Measured | None, shapes: i
 
     Raises Refusal where aiconfigurator fails.
     """
-    before = known.points if known else {}
+    before = dict(known.points) if known else dict[PointKey, tuple[Throughput, ...]]()
     fresh = [(key, each) for key, each in keys_of(result).items() if key not in before]
     if not before:
         fresh = _unlike(fresh)

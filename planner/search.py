@@ -258,9 +258,10 @@ def _between(at: Callable[[int], Throughput], quick: Throughput, slow: Throughpu
     """The largest batch that is still quick enough, to about 1/16."""
     low, high, best = quick.batch, slow.batch, quick
     while high - low > max(1, low // 16):
-        middle = at((low + high) // 2)
-        if meets(middle, target):
-            low, best = middle.batch, middle
+        middle = (low + high) // 2
+        found = at(middle)
+        if meets(found, target):
+            low, best = middle, found
         else:
-            high = middle.batch
+            high = middle
     return best

@@ -139,7 +139,7 @@ LIMITS = [
     ({"itl": "1"}, "itl", "inter-token latency: 1 ms asked", "--itl "),
     ({"ttft": "1"}, "ttft", "time to first token (p95): 1 ms asked", "--ttft "),
     ({"budget": "100", "tokens_per_second": "1000"}, "budget", "100 USD per month are not enough", "--budget "),
-    ({"gpu": "A10G", "quantization": "none", "context": "131072"}, "memory", "fits none of", "--quantization "),
+    ({"gpu": "A10-24GB"}, "memory", "fits none of", "without --gpu"),
     ({"gpu": "T4"}, "format", "compute capability 7.5, below 8.0", "without --gpu"),
     ({"gpu": "B300-288GB", "region": "eu-west-1"}, "offer", "no instance type of the catalogue", "without --gpu"),
     ({"tokens_per_second": "1e9", "itl": "20"}, "replicas", "replicas would be needed", "--tokens-per-second "),
@@ -187,7 +187,7 @@ def test_what_one_measured_shape_of_a_gpu_reaches_scales_the_others() -> None:
 
 def test_a_model_too_large_for_everything_has_no_nearest_answer() -> None:
     model, facts = model_of("llama-3.1-405b")
-    giant = replace(facts, num_layers=100_000)
+    giant = replace(facts, num_layers=30_000)
     result = search(model, giant, Target(formats=("none",)))
     assert result.infeasible
     assert result.infeasible.limit == "memory"
