@@ -22,6 +22,7 @@ from planner.errors import PlanError, Problem, shown
 RENDER = Path(__file__).with_name("render.py")
 RENDER_SECONDS = 900
 _STACK_FILE = re.compile(r"Pulumi\.(.+)\.yaml")
+_TEXTS = re.compile(r"(docs|tests|\.github)/|[^/]+\.md$")
 _AMBIENT = ("PULUMI_", "AWS_", "KUBE", "GOOGLE_", "CLOUDSDK_", "ARM_", "AZURE_", "GIT_", "PYTHON")
 
 
@@ -66,6 +67,15 @@ def changed_files(top: Path) -> list[str]:
     """Files of the working tree that are in no commit yet, or not as they are."""
     lines = _git(top, "status", "--porcelain", "--untracked-files=normal", "-z").split("\0")
     return sorted(line[3:] for line in lines if len(line) > 3 and line[2] == " ")
+
+
+def touched(top: Path, base: str, head: str | None, uncommitted: Sequence[str]) -> frozenset[str] | None:
+    """Stacks of which something differs between the revisions (None: the files as they are); None for all of them."""
+    names = _git(top, "diff", "--name-only", "--no-renames", "-z", base, *([head] if head else []), "--").split("\0")
+    files = [name for name in (*names, *uncommitted) if name and not _TEXTS.match(name)]
+    stacks = [_STACK_FILE.fullmatch(name.removeprefix("stacks/")) for name in files if name.startswith("stacks/")]
+    # Anything else may be what the program is, or reads.
+    return frozenset(match[1] for match in stacks if match) if len(stacks) == len(files) and all(stacks) else None
 
 
 @contextmanager
