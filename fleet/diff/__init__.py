@@ -62,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
             after = trees.enter_context(tree_of(top, head)) if head else top
             names = _chosen(args.stack, sorted({*stacks_in(before), *stacks_in(after)}))
             differing = touched(top, base, head, uncommitted)
-            olds, news = rendered_both(
-                before, after, [name for name in names if differing is None or name in differing]
-            )
+            # What has the same file under the same program is not rendered.
+            rendered = [name for name in names if differing is None or name in differing]
+            olds, news = rendered_both(before, after, rendered)
     except PlanError as error:
         if args.json:
             print_problems(error.problems, as_json=True)
