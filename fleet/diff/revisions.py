@@ -83,8 +83,12 @@ def tree_of(top: Path, commit: str) -> Generator[Path]:
     """The files of a commit, in a folder of their own for as long as it takes; the repository is not touched."""
     with tempfile.TemporaryDirectory(prefix="fleet-diff-") as scratch:
         archive = _git_bytes(top, "archive", "--format=tar", commit)
-        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-            files.extractall(scratch, filter="data")
+        try:
+            with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+                files.extractall(scratch, filter="data")
+        except (OSError, tarfile.TarError) as error:
+            fix = "correct that file, or make room where temporary files go"
+            raise _error("revision", f"{commit[:12]} cannot be unpacked: {error}", fix) from error
         yield Path(scratch)
 
 

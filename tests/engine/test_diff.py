@@ -118,6 +118,16 @@ def kind(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
         yield Deployed(project, "local")
 
 
+@pytest.fixture(scope="module", params=["azure-small-mig", "gcp-small-mig"])
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Deployed:
+    """A stack of another cloud, unprotected."""
+    skip_without_cli()
+    project, stack = _project(tmp_path_factory.mktemp("elsewhere"), request), str(request.param)
+    project.pulumi("stack", "init", stack)
+    project.edit(stack, lambda values: values.setdefault("tritonfleet:storage", {}).update(keep_data=False))
+    return Deployed(project, stack)
+
+
 def _project(folder: Path, request: pytest.FixtureRequest) -> Project:
     clouds: SimulatedClouds = request.getfixturevalue("clouds")
     return with_program(make_project(folder, clouds))
@@ -296,6 +306,32 @@ def test_another_region_is_judged_as_the_engine_does(aws: Deployed) -> None:
     assert {urn for _, urn in events} <= found.keys()
     replaced = {urn for urn in inside if found.get(urn) == "replaced"}
     assert replaced == {urn for operation, urn in events if operation == "create" and found[urn] != "added"}
+
+
+def other_slices(stack: Deployed) -> None:
+    of = {"azure-small-mig": "3g.47gb", "gcp-small-mig": "3g.40gb"}
+    stack.values(lambda values: values["tritonfleet:pools"][0].update(mig_profile=of[stack.stack]))
+
+
+def less_capacity(stack: Deployed) -> None:
+    stack.values(lambda values: values["tritonfleet:pools"][0].update(capacity=["spot"], max_nodes=1))
+
+
+def test_other_clouds_are_judged_as_the_engine_does(elsewhere: Deployed) -> None:
+    file = elsewhere.project.folder / "stacks" / f"Pulumi.{elsewhere.stack}.yaml"
+    text = file.read_text()
+    pools = ("azure-native:containerservice:AgentPool", "gcp:container/nodePool:NodePool")
+    expected: Mapping[Callable[[Deployed], None], set[Action]] = {
+        other_slices: {"replaced"},
+        less_capacity: {"changed", "deleted"},
+        subnet_cidr: {"replaced"} if elsewhere.stack.startswith("gcp") else set(),
+    }
+    for edit, actions in expected.items():
+        edit(elsewhere)
+        found = elsewhere.diff()
+        assert found == elsewhere.engine(), edit.__name__
+        assert {action for urn, action in found.items() if _type(urn) in pools} == actions, edit.__name__
+        file.write_text(text)
 
 
 def test_a_storage_class_is_judged_as_the_engine_does(kind: Deployed) -> None:
