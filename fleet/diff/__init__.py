@@ -18,6 +18,7 @@ from fleet.diff.revisions import (
     rendered_both,
     repository,
     stacks_in,
+    touched,
     tree_of,
 )
 from fleet.diff.text import print_text
@@ -60,14 +61,20 @@ def run(args: argparse.Namespace) -> int:
             before = trees.enter_context(tree_of(top, base))
             after = trees.enter_context(tree_of(top, head)) if head else top
             names = _chosen(args.stack, sorted({*stacks_in(before), *stacks_in(after)}))
-            olds, news = rendered_both(before, after, names)
+            differing = touched(top, base, head, uncommitted)
+            # What has the same file under the same program is not rendered.
+            rendered = [name for name in names if differing is None or name in differing]
+            olds, news = rendered_both(before, after, rendered)
     except PlanError as error:
         if args.json:
             print_problems(error.problems, as_json=True)
         else:
             print(f"error: {error}", file=sys.stderr)
         return USAGE if isinstance(error, RevisionError) else REFUSED
-    diffs = [stack_diff(name, olds.get(name), news.get(name)) for name in names]
+    diffs = [
+        stack_diff(name, olds.get(name), news.get(name)) if name in rendered else StackDiff(stack=name, status="same")
+        for name in names
+    ]
     title = f"{_named(args.base, base)} to {_head(args.head, head, uncommitted)}"
     if args.json:
         sides = {"base": {"revision": args.base, "commit": base}}

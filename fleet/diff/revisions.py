@@ -22,6 +22,7 @@ from planner.errors import PlanError, Problem, shown
 RENDER = Path(__file__).with_name("render.py")
 RENDER_SECONDS = 900
 _STACK_FILE = re.compile(r"Pulumi\.(.+)\.yaml")
+_TEXTS = re.compile(r"(docs|tests|\.github)/|[^/]+\.md$")
 _AMBIENT = ("PULUMI_", "AWS_", "KUBE", "GOOGLE_", "CLOUDSDK_", "ARM_", "AZURE_", "GIT_", "PYTHON")
 
 
@@ -68,13 +69,26 @@ def changed_files(top: Path) -> list[str]:
     return sorted(line[3:] for line in lines if len(line) > 3 and line[2] == " ")
 
 
+def touched(top: Path, base: str, head: str | None, uncommitted: Sequence[str]) -> frozenset[str] | None:
+    """Stacks of which something differs between the revisions (None: the files as they are); None for all of them."""
+    names = _git(top, "diff", "--name-only", "--no-renames", "-z", base, *([head] if head else []), "--").split("\0")
+    files = [name for name in (*names, *uncommitted) if name and not _TEXTS.match(name)]
+    stacks = [_STACK_FILE.fullmatch(name.removeprefix("stacks/")) for name in files if name.startswith("stacks/")]
+    # Anything else may be what the program is, or reads.
+    return frozenset(match[1] for match in stacks if match) if len(stacks) == len(files) and all(stacks) else None
+
+
 @contextmanager
 def tree_of(top: Path, commit: str) -> Generator[Path]:
     """The files of a commit, in a folder of their own for as long as it takes; the repository is not touched."""
     with tempfile.TemporaryDirectory(prefix="fleet-diff-") as scratch:
         archive = _git_bytes(top, "archive", "--format=tar", commit)
-        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-            files.extractall(scratch, filter="data")
+        try:
+            with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+                files.extractall(scratch, filter="data")
+        except (OSError, tarfile.TarError) as error:
+            fix = "correct that file, or make room where temporary files go"
+            raise _error("revision", f"{commit[:12]} cannot be unpacked: {error}", fix) from error
         yield Path(scratch)
 
 

@@ -118,6 +118,16 @@ def kind(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
         yield Deployed(project, "local")
 
 
+@pytest.fixture(scope="module", params=["azure-small-mig", "gcp-small-mig"])
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Deployed:
+    """A stack of another cloud, unprotected."""
+    skip_without_cli()
+    project, stack = _project(tmp_path_factory.mktemp("elsewhere"), request), str(request.param)
+    project.pulumi("stack", "init", stack)
+    project.edit(stack, lambda values: values.setdefault("tritonfleet:storage", {}).update(keep_data=False))
+    return Deployed(project, stack)
+
+
 def _project(folder: Path, request: pytest.FixtureRequest) -> Project:
     clouds: SimulatedClouds = request.getfixturevalue("clouds")
     return with_program(make_project(folder, clouds))
@@ -283,18 +293,45 @@ def test_the_engine_refuses_what_is_called_protected(aws: Deployed) -> None:
 
 @pytest.mark.usefixtures("unedited")
 def test_another_region_is_judged_as_the_engine_does(aws: Deployed) -> None:
-    """A preview has no cluster to ask for what is in it, and takes every change for an update; the update asks."""
+    """A preview has no cluster to ask, and takes all that is in it for updated; the update asks."""
     region(aws)
     found, planned = aws.diff(), aws.engine()
     assert {action for urn, action in found.items() if _type(urn) in ("aws:s3/bucket:Bucket", EKS)} == {"replaced"}
-    assert found.keys() == planned.keys()
-    unlike = {urn for urn in found if found[urn] != planned[urn]}
-    assert {(found[urn], planned[urn]) for urn in unlike} == {("replaced", "changed")}
-    assert all(_type(urn).startswith("kubernetes:") for urn in unlike)
+    inside = {urn for urn in {*found, *planned} if _type(urn).startswith("kubernetes:")}
+    assert {urn: found[urn] for urn in found.keys() - inside} == {urn: planned[urn] for urn in planned.keys() - inside}
+    assert {(found.get(urn, "same"), planned[urn]) for urn in inside} >= {("same", "changed"), ("replaced", "changed")}
     aws.project.events()
     aws.up()
-    made = {urn for operation, urn in aws.project.events() if operation == "create"}
-    assert unlike <= made
+    events = [(operation, urn) for operation, urn in aws.project.events() if urn in inside]
+    assert {urn for _, urn in events} <= found.keys()
+    replaced = {urn for urn in inside if found.get(urn) == "replaced"}
+    assert replaced == {urn for operation, urn in events if operation == "create" and found[urn] != "added"}
+
+
+def other_slices(stack: Deployed) -> None:
+    of = {"azure-small-mig": "3g.47gb", "gcp-small-mig": "3g.40gb"}
+    stack.values(lambda values: values["tritonfleet:pools"][0].update(mig_profile=of[stack.stack]))
+
+
+def less_capacity(stack: Deployed) -> None:
+    stack.values(lambda values: values["tritonfleet:pools"][0].update(capacity=["spot"], max_nodes=1))
+
+
+def test_other_clouds_are_judged_as_the_engine_does(elsewhere: Deployed) -> None:
+    file = elsewhere.project.folder / "stacks" / f"Pulumi.{elsewhere.stack}.yaml"
+    text = file.read_text()
+    pools = ("azure-native:containerservice:AgentPool", "gcp:container/nodePool:NodePool")
+    expected: Mapping[Callable[[Deployed], None], set[Action]] = {
+        other_slices: {"replaced"},
+        less_capacity: {"changed", "deleted"},
+        subnet_cidr: {"replaced"} if elsewhere.stack.startswith("gcp") else set(),
+    }
+    for edit, actions in expected.items():
+        edit(elsewhere)
+        found = elsewhere.diff()
+        assert found == elsewhere.engine(), edit.__name__
+        assert {action for urn, action in found.items() if _type(urn) in pools} == actions, edit.__name__
+        file.write_text(text)
 
 
 def test_a_storage_class_is_judged_as_the_engine_does(kind: Deployed) -> None:

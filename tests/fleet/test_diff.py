@@ -21,6 +21,7 @@ from fleet.__main__ import main
 from fleet.diff.compare import FieldChange, ResourceChange
 from fleet.diff.markdown import LONGEST_BYTES, MARKER, markdown
 from fleet.diff.report import CostChange, EngineChange, Risk, StackDiff
+from fleet.diff.revisions import changed_files, touched
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("components", "fleet", "frontend", "model_repo", "planner", "policy", "requirements", "runtime")
@@ -135,6 +136,23 @@ def test_an_edit_is_told_with_its_risks_and_its_cost_in_every_form(
     assert "LustreFileSystem ±<br/>aws-storage-files" in comment
     assert comment.index("**refused**") < comment.index("```mermaid")
     assert len(comment.encode()) <= LONGEST_BYTES
+
+
+def test_what_cannot_differ_is_not_rendered(repository: Path, diff: Diff, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(stack_file(repository), stack_file(repository, "other"))
+    base = commit(repository, "another stack")
+    (repository / "docs").mkdir()
+    (repository / "docs" / "new.md").write_text("words\n")
+    assert touched(repository, base, None, changed_files(repository)) == set()
+    edit(repository, "max_nodes: 3", "max_nodes: 2")
+    assert touched(repository, base, None, changed_files(repository)) == {STACK}
+    assert touched(repository, f"{base}~1", base, []) == {"other"}
+    (repository / "planner" / "new.py").write_text("")
+    assert touched(repository, base, None, changed_files(repository)) is None
+    git(repository, "reset", "--quiet", "--hard", f"{base}~1")
+    (repository / "planner" / "new.py").unlink()
+    monkeypatch.setattr("fleet.diff.revisions.RENDER", repository / "there is none")
+    assert diff("HEAD")["stacks"][0]["status"] == "same"
 
 
 def test_a_rule_that_the_change_breaks_is_a_risk(repository: Path, diff: Diff) -> None:
