@@ -18,7 +18,7 @@ GO_BUILD = CGO_ENABLED=0 go build -mod=readonly -trimpath -o $@ -ldflags
 OBJECT_STORES ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tritonfleet/object-stores
 export OBJECT_STORES
 
-.PHONY: demo serve test check format setup control-plane object-stores aiperf clean
+.PHONY: demo serve test check format setup control-plane object-stores aiperf aiconfigurator clean
 
 demo: .venv/local.stamp ## serve a real model over three ranks, ask it a question, show what ran where
 	$(RUN) -m fleet demo
@@ -67,6 +67,12 @@ aiperf: .venv/aiperf/bin/aiperf ## NVIDIA's load generator, for its test and for
 .venv/aiperf/bin/aiperf: requirements/aiperf.txt | .venv/bin/pip
 	$(PYTHON) -m venv --clear .venv/aiperf
 	.venv/aiperf/bin/pip --disable-pip-version-check install --require-hashes -r requirements/aiperf.txt
+
+aiconfigurator: .venv/aiconfigurator/bin/aiconfigurator ## NVIDIA's measured kernels, for the estimates of `fleet plan` (0.7 GB)
+
+.venv/aiconfigurator/bin/aiconfigurator: requirements/aiconfigurator.txt | .venv/bin/pip
+	$(PYTHON) -m venv --clear .venv/aiconfigurator
+	.venv/aiconfigurator/bin/pip --disable-pip-version-check install --require-hashes -r requirements/aiconfigurator.txt
 
 clean: ## remove the environment, engines and logs
 	rm -rf .venv .fleet

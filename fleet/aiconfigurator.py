@@ -106,6 +106,7 @@ def _ask(questions: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
             "there are no estimates from measured kernels",
             "run `make aiconfigurator`, or use the roofline",
         )
+    said = ""
     try:
         done = subprocess.run(
             [str(python), "-I", str(WORKER)],
@@ -115,11 +116,12 @@ def _ask(questions: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
             timeout=TIMEOUT_S,
             check=False,
         )
-        said = json.loads(done.stdout)
-        return said["answers"], said["version"]
+        said = done.stderr.strip().rpartition("\n")[2][:300]
+        found = json.loads(done.stdout)
+        return found["answers"], found["version"]
     except (subprocess.TimeoutExpired, ValueError, KeyError) as error:
         raise Refusal(
-            f"aiconfigurator gave no answer ({type(error).__name__})",
+            f"aiconfigurator gave no answer ({said or type(error).__name__})",
             "there are no estimates from measured kernels",
             "run `make aiconfigurator` again, or use the roofline",
         ) from None

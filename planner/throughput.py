@@ -40,9 +40,10 @@ class Workload:
 class Throughput:
     """An estimate for ONE replica that decodes `batch` sequences at once, each finished one replaced by the next.
 
-    `output_tokens_per_s` counts answers only, over the whole replica. `time_to_first_token_s` is a 95th percentile
-    for prompts that arrive at random at the rate that keeps `batch` sequences decoding; waiting for one of the
-    `batch` places is not in it. `inter_token_latency_s` is the mean. `source` says what the figures rest on.
+    `output_tokens_per_s` counts answers only, over the whole replica. `time_to_first_token_s` is a 95th percentile of
+    the GPUs' part: prompts arrive at random at the rate that keeps `batch` sequences decoding, and wait for the
+    iteration that runs and for prompts before them; waiting for one of the `batch` places, tokenising and the network
+    are not in it. `inter_token_latency_s` is the mean. `source` says what the figures rest on.
     """
 
     batch: int
@@ -96,16 +97,24 @@ def over_steps(
     def iteration(sequences: float, context: float, prefill: float) -> float:
         host = per_sequence * sequences
         gpu = steps.seconds(sequences, context, prefill)
+        # A prompt passes whole, or in chunks as large as max_num_tokens allows, with some iterations and not others.
+        chunk = min(workload.prompt_tokens, max(model.max_num_tokens - sequences, 1))
+        if 0 < prefill < chunk:
+            without = steps.seconds(sequences, context, 0)
+            gpu = without + prefill / chunk * (steps.seconds(sequences, context, chunk) - without)
         return max(gpu, host) if stages == 1 else gpu + stages * host
 
-    arriving = share / workload.output_tokens * workload.prompt_tokens
+    # As many prompts arrive as answers end; where max_num_tokens does not let them, fewer sequences decode.
+    prompts_each = workload.prompt_tokens / workload.output_tokens
+    decoding = min(share, model.max_num_tokens / (1 + prompts_each))
+    arriving = decoding * prompts_each
     context = workload.prompt_tokens + workload.output_tokens / 2
-    step, decode = iteration(share, context, arriving), iteration(share, context, 0)
-    # max_num_tokens bounds the prompts that pass with a step; what is over waits for the next.
-    step *= max(1.0, (share + arriving) / model.max_num_tokens)
-    alone = max(steps.seconds(share, context, workload.prompt_tokens) - steps.seconds(share, context, 0), 0.0)
-    chunks = math.ceil(workload.prompt_tokens / max(model.max_num_tokens - share, 1))
-    rate = batch / step
+    step, decode = iteration(decoding, context, arriving), iteration(decoding, context, 0)
+    alone = max(steps.seconds(decoding, context, workload.prompt_tokens) - steps.seconds(decoding, context, 0), 0.0)
+    # What runs has to end first; prompts that came before take an iteration each.
+    wait = max(step, _queue_p95((alone + decode) / stages, 1 - decode / step))
+    chunks = math.ceil(workload.prompt_tokens / max(model.max_num_tokens - decoding, 1))
+    rate = decoding * stages / step
     if workload.requests:
         run = Run(
             requests=workload.requests / stages,
@@ -119,7 +128,7 @@ def over_steps(
     return Throughput(
         batch=batch,
         output_tokens_per_s=rate,
-        time_to_first_token_s=step + chunks * decode + alone + _queue_p95(alone / stages, 1 - decode / step),
+        time_to_first_token_s=wait + chunks * decode + alone,
         inter_token_latency_s=step,
         source=source,
     )
@@ -140,7 +149,8 @@ def largest_batch(model: ModelConfig, memory: Sequence[RankMemory], workload: Wo
 
 
 def _queue_p95(service: float, load: float) -> float:
-    """95th percentile of the wait in a queue of equal jobs that arrive at random (M/D/1 in its diffusion limit)."""
+    """95th percentile of the wait in a queue, in units of `service`, the mean time of a job (M/M/1: prompts arrive at
+    random, and their lengths vary as much as their mean does)."""
     if load <= 0.05:
         return 0.0
-    return service / (2 * (1 - load)) * math.log(load / 0.05)
+    return service / (1 - load) * math.log(load / 0.05)

@@ -1,6 +1,6 @@
 """Predicted against published saturated throughput: the roofline's errors and, where it is installed, aiconfigurator's.
 
-python -m tests.benchmarks.estimates [--json] [--rows FILE.csv] [--worst N]
+python -m tests.benchmarks.estimates [--json] [--roofline] [--rows FILE.csv] [--worst N]
 """
 
 import argparse
@@ -280,24 +280,25 @@ def error(row: Row, found: Throughput) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--roofline", action="store_true", help="the roofline alone")
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--worst", type=int, default=0, help="also the rows with the largest errors")
     args = parser.parse_args()
     rows = read_rows(args.rows)
     roofline = rooflines(rows)
     kinds: dict[str, list[Throughput]] = {"roofline": roofline}
-    if aiconfigurator.installed():
+    if aiconfigurator.installed() and not args.roofline:
         both = zip(measured(rows), roofline, strict=True)
         kinds = {"aiconfigurator, else roofline": [first or second for first, second in both], **kinds}
-    tables = {name: _table(rows, found) for name, found in kinds.items()}
+    tables = {name: table(rows, found) for name, found in kinds.items()}
     if args.json:
         print(json.dumps(tables, indent=1))
         return
-    for name, table in tables.items():
+    for name, groups in tables.items():
         print(
             f"\n{name}\n\n| | rows | median error | bias | spread | lowest | highest |\n|---|--:|--:|--:|--:|--:|--:|"
         )
-        for group, e in table.items():
+        for group, e in groups.items():
             print(
                 f"| {group} | {e['count']} | {e['median_absolute']:.1f} % | {e['bias']:+.1f} % | {e['spread']:.1f} "
                 f"| {e['lowest']:+.0f} % | {e['highest']:+.0f} % |"
@@ -307,7 +308,8 @@ def main() -> None:
             print(f"{error(row, found):+.0f} % {found.batch} sequences {row}")
 
 
-def _table(rows: Sequence[Row], found: Sequence[Throughput]) -> dict[str, dict[str, Any]]:
+def table(rows: Sequence[Row], found: Sequence[Throughput]) -> dict[str, dict[str, Any]]:
+    """`Errors` of groups of rows by the groups' names."""
     names = list(dict.fromkeys(row.model for row in rows))
     groups: list[tuple[str, Callable[[Row], bool]]] = [
         ("main: all", _in_main()),
@@ -325,15 +327,15 @@ def _table(rows: Sequence[Row], found: Sequence[Throughput]) -> dict[str, dict[s
             for pp in (1, 2, 4, 8)
         ),
     ]
-    table: dict[str, dict[str, Any]] = {}
+    found_errors: dict[str, dict[str, Any]] = {}
     for name, belongs in groups:
         values = [error(row, one) for row, one in zip(rows, found, strict=True) if belongs(row)]
         if values:
-            table[name] = vars(errors(values))
+            found_errors[name] = vars(errors(values))
     values = [error(row, one) for row, one in zip(rows, found, strict=True) if "roofline" not in one.source]
     if values:
-        table["measured kernels: all"] = vars(errors(values))
-    return table
+        found_errors["measured kernels: all"] = vars(errors(values))
+    return found_errors
 
 
 def _in_main(**wanted: object) -> Callable[[Row], bool]:
