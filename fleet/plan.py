@@ -80,6 +80,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _questions(args: argparse.Namespace, models: list[str]) -> list[plan_search.Question]:
     """What to search for; none where the command line asks what one plan is."""
+    if args.gpus_per_node is not None and plan_search.wanted(args):
+        what = "beside a target, for which every number of them is tried"
+        raise UsageError([_usage("--gpus-per-node", what, "remove it")])
     try:
         if args.stack is not None:
             if not models and not plan_search.wanted(args):

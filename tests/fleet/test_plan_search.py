@@ -202,6 +202,7 @@ def test_several_models_are_packed_onto_slices(capsys: pytest.CaptureFixture[str
         (("--quantization", "fp9"), 2, ("did you mean fp8?",)),
         (("--tokens-per-second", "5", "--requests-per-second", "5"), 2, ("give one of the two",)),
         (("--write",), 2, ("there is no stack to write into",)),
+        (("--gpus-per-node", "4", "--itl", "50"), 2, ("every number of them is tried",)),
         (("--png", "/nowhere/at/all.png"), 1, ("No such file or directory", "there is no PNG")),
     ],
 )
