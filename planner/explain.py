@@ -96,6 +96,8 @@ def basis(result: Result) -> tuple[str, ...]:
 
 def _difference(best: Candidate, second: Candidate) -> str:
     """Where the money goes, when it is not the price of a node's work."""
+    if 1 - best.usd_per_million / second.usd_per_million <= SAME:
+        return ""
     parts = {
         "idle nodes": second.cost.idle - best.cost.idle,
         "egress": second.cost.egress - best.cost.egress,
@@ -107,6 +109,8 @@ def _difference(best: Candidate, second: Candidate) -> str:
 
 
 def _quicker(best: Candidate, second: Candidate) -> str:
+    if best.shape.nodes < second.shape.nodes:
+        return f", and a group lies on {best.shape.nodes} nodes against {second.shape.nodes}"
     mine, other = (1000 * each.estimate.inter_token_latency_s for each in (best, second))
     return f", and {mine:,.1f} ms a token against {other:,.1f}" if mine < other else ""
 

@@ -18,7 +18,11 @@ from planner.target import FLAGS, Target
 
 FORMATS = tuple(name for name in get_args(WeightQuantization))
 
-_MOST_RELAXED = 6
+_ORDER = (
+    *("offer", "price", "format", "network", "sharding", "memory", "ttft", "itl"),
+    *("spot_tolerance", "replicas", "budget"),
+)
+"""Limits as they are met: what relaxes one must lead to a later one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +45,13 @@ def nearest(
     """The nearest feasible choice to a result without any; None where nothing runs the model anywhere."""
     target, stopped = result.target, result.infeasible
     relaxed: dict[str, str] = {}
-    while stopped and len(relaxed) < _MOST_RELAXED:
+    while stopped:
         for flag, text, wider in _relaxations(stopped, target, model, facts):
             found = search(model, facts, wider, storage=storage, measured=measured)
             if found.infeasible is None:
                 relaxed[flag] = text
                 return Nearest(relaxed=tuple(relaxed.values()), target=wider, candidate=found.ranked[0])
-            if found.infeasible.limit != stopped.limit:
+            if _ORDER.index(found.infeasible.limit) > _ORDER.index(stopped.limit):
                 relaxed[flag] = text
                 target, stopped = wider, found.infeasible
                 break

@@ -18,7 +18,7 @@ from planner.target import Target
 from planner.throughput import Interconnect, Throughput, Workload, interconnect, largest_batch, throughput
 
 SAME = 0.01
-"""Share of the cost below which estimates tell no difference: then the quicker one is better."""
+"""Share of the cost below which estimates tell no difference: then fewer nodes of a group are better, then speed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,12 +232,9 @@ class _Search:
             self.refused[limit] = self.refused.get(limit, 0) + count
 
 
-def _rank(candidate: Candidate) -> tuple[float, float, str]:
-    return (
-        round(math.log(candidate.usd_per_million) / math.log1p(SAME)),
-        candidate.estimate.inter_token_latency_s,
-        str(candidate),
-    )
+def _rank(candidate: Candidate) -> tuple[int, int, float, str]:
+    cost = round(math.log(candidate.usd_per_million) / math.log1p(SAME))
+    return cost, candidate.shape.nodes, candidate.estimate.inter_token_latency_s, str(candidate)
 
 
 def _front(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -258,9 +255,10 @@ def _between(at: Callable[[int], Throughput], quick: Throughput, slow: Throughpu
     """The largest batch that is still quick enough, to about 1/16."""
     low, high, best = quick.batch, slow.batch, quick
     while high - low > max(1, low // 16):
-        middle = at((low + high) // 2)
-        if meets(middle, target):
-            low, best = middle.batch, middle
+        middle = (low + high) // 2
+        found = at(middle)
+        if meets(found, target):
+            low, best = middle, found
         else:
-            high = middle.batch
+            high = middle
     return best

@@ -54,12 +54,13 @@ def test_known_models_have_feasible_explained_answers(name: str) -> None:
         assert best.cost.build_once > 0
 
 
-def test_choices_are_ranked_by_cost_and_by_speed_where_that_is_the_same() -> None:
+def test_choices_are_ranked_by_cost_and_by_nodes_and_speed_where_that_is_the_same() -> None:
     ranked = found("llama-3.1-70b", tokens_per_second="3000").ranked
     for one, other in pairwise(ranked):
         assert one.usd_per_million < other.usd_per_million * (1 + 2 * SAME)
         if one.usd_per_million > other.usd_per_million:
-            assert one.estimate.inter_token_latency_s <= other.estimate.inter_token_latency_s
+            mine, its = ((each.shape.nodes, each.estimate.inter_token_latency_s) for each in (one, other))
+            assert mine <= its
     for each in ranked:
         tokens = each.output_tokens_per_s * 3600 * 730
         assert each.usd_per_million == pytest.approx(each.cost.total / tokens * 1e6)
@@ -187,7 +188,7 @@ def test_what_one_measured_shape_of_a_gpu_reaches_scales_the_others() -> None:
 
 def test_a_model_too_large_for_everything_has_no_nearest_answer() -> None:
     model, facts = model_of("llama-3.1-405b")
-    giant = replace(facts, num_layers=100_000)
+    giant = replace(facts, num_layers=30_000)
     result = search(model, giant, Target(formats=("none",)))
     assert result.infeasible
     assert result.infeasible.limit == "memory"
