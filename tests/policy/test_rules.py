@@ -1,6 +1,8 @@
 """Each rule of the policy pack on what the real program registers: examples keep it, a planted breach breaks it."""
 
 import copy
+import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -17,7 +19,8 @@ from planner.stack_file import read_stack_file
 from policy.data import HOLDS_DATA
 from policy.encryption import NEEDED
 from policy.pods import containers
-from policy.rules import judge
+from policy.rules import RULES, judge
+from policy.settings import NoSettings
 from policy.stack import UNKNOWN, Resource, at, items
 
 ROOT = Path(__file__).parents[2]
@@ -176,6 +179,36 @@ def test_a_frontend_without_keys_breaks_the_rule() -> None:
     assert broken(stack) == {"no-public-endpoint"}
 
 
+EKS = "aws:eks/cluster:Cluster"
+"""What the EKS component makes inside its provider, where the engine alone sees it."""
+KEY = {"encryptionConfig": {"provider": {"keyArn": UNKNOWN}}}
+INGRESS = "kubernetes:networking.k8s.io/v1:Ingress"
+
+
+@pytest.mark.parametrize(
+    ("type_", "inputs", "rules"),
+    [
+        (
+            EKS,
+            KEY | {"vpcConfig": {"endpointPublicAccess": True, "publicAccessCidrs": ["198.51.100.0/24"]}},
+            set[str](),
+        ),
+        (EKS, KEY | {"vpcConfig": {"endpointPublicAccess": False}}, set[str]()),
+        (EKS, KEY | {"vpcConfig": {}}, {"no-public-endpoint"}),
+        (EKS, {"vpcConfig": {"endpointPublicAccess": False}}, {"no-unencrypted-storage"}),
+        (INGRESS, {"spec": {"defaultBackend": {"service": {"port": {"number": 9000}}}}}, set[str]()),
+        (INGRESS, {"spec": {"defaultBackend": {"service": {"port": {"number": 8000}}}}}, {"no-public-endpoint"}),
+        (
+            INGRESS,
+            {"spec": {"rules": [{"http": {"paths": [{"backend": {"service": {"port": {"name": "grpc"}}}}]}}]}},
+            {"no-public-endpoint"},
+        ),
+    ],
+)
+def test_what_no_example_registers_here(type_: str, inputs: Values, rules: set[str]) -> None:
+    assert broken((Resource(urn="urn:pulumi:any::a::b::c", type=type_, inputs=inputs, protect=True),)) == rules
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -235,7 +268,10 @@ def test_spot_alone_is_not_for_production(example: str) -> None:
     }
 
 
-@pytest.mark.parametrize(("example", "usd_h"), [("aws-small-mig", 6.88), ("azure-small-mig", 6.98)])
+# Of two instance types the dearer, and on-demand rather than spot.
+@pytest.mark.parametrize(
+    ("example", "usd_h"), [("aws-small-mig", 6.88), ("aws-llama-70b", 15.06559), ("azure-small-mig", 6.98)]
+)
 def test_the_ceiling_is_held_at_the_largest_and_dearest(example: str, usd_h: float) -> None:
     largest = resources(example, lambda values: values["pools"][0].update(max_nodes=10))
     cost = usd_h * 10 * 730
@@ -250,6 +286,14 @@ def test_the_ceiling_is_held_at_the_largest_and_dearest(example: str, usd_h: flo
     assert broken(largest, ceiling(cost - 1)) == {"cost-ceiling"}
     assert broken(largest, ceiling(cost + 1)) == set()
     assert broken(registered(example), ceiling(cost - 1)) == set()
+
+
+def test_reserved_capacity_costs_what_was_agreed() -> None:
+    def reserve(values: Values) -> None:
+        values["pools"][0] |= {"capacity": ["reserved"], "reservation": "cr-0123456789abcdef0", "zones": ["use1-az6"]}
+
+    nothing = {"cost-ceiling": {"ceilings": [{"stacks": "*", "usd_per_month": 0}]}}
+    assert judge(resources("aws-llama-405b", reserve), nothing) == []
 
 
 def test_without_any_configuration_there_is_a_ceiling() -> None:
@@ -317,3 +361,11 @@ def test_levels_are_those_of_pulumi(config: Values, mandatory: bool | None) -> N
     unprotected = tuple(replace(one, protect=False) for one in registered("local"))
     levels = {breach.mandatory for breach in judge(unprotected, config)}
     assert levels == (set() if mandatory is None else {mandatory})
+
+
+def test_the_document_has_every_rule_and_every_default() -> None:
+    text = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE) == [rule.name for rule in RULES]
+    (documented,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    defaults = {rule.name: rule.settings().model_dump(mode="json") for rule in RULES if rule.settings is not NoSettings}
+    assert json.loads(documented) == defaults
