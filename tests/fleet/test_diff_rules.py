@@ -133,6 +133,19 @@ def test_what_refers_to_a_replaced_resource_follows_it() -> None:
     assert found == {"vpc": "replaced", "subnet": "replaced", "group": "replaced", "key": "changed"}
 
 
+def test_a_text_of_which_a_word_is_unknown_is_compared_by_the_others() -> None:
+    def world(region: str) -> list[Resource]:
+        deployed = {"policy": f"arn:{region}:stand-in", "tags": {"a": "stand-in"}}
+        inputs = {"policy": UNKNOWN, "tags": {"a": UNKNOWN}}
+        return [resource("aws:iam/rolePolicy:RolePolicy", inputs=inputs, deployed=deployed)]
+
+    change = only(world("a"), world("b"))
+    assert change
+    assert (change.action, [field.path for field in change.fields]) == ("changed", ["policy"])
+    assert "stand-in" not in repr(change)
+    assert compare(world("a"), world("a")) == ()
+
+
 def test_another_version_of_a_launch_template_reaches_its_nodes() -> None:
     def world(script: str) -> list[Resource]:
         template = resource("aws:ec2/launchTemplate:LaunchTemplate", "template", inputs={"userData": script})
