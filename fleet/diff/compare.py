@@ -223,7 +223,8 @@ def _may_differ(
     before: list[str] = old["property_dependencies"].get(steps[0], ())
     if {was.get(urn, urn) for urn in after} != {*before}:
         return True
-    for urn in after:
+    # Where an answer of the cloud to a question comes from is not recorded: from anything that the resource waits for.
+    for urn in after or new["dependencies"]:
         if moved.get(urn) in ("added", "replaced"):
             return True
         type_ = urn.split("::")[2].rpartition("$")[2]
