@@ -53,7 +53,10 @@ class ResourceChange:
 
 
 Resource = Mapping[str, Any]
-"""One resource as render.py writes it: the fields of the recorder's `Registered`, `inputs` as JSON."""
+"""One resource as render.py writes it: the fields of the recorder's `Registered`, with `inputs` as JSON.
+
+`deployed` are the inputs with stand-ins for what only the cloud decides; None, or not there, where there are none.
+"""
 
 _Leaf = tuple[str, Steps, Any, Any, bool]
 
@@ -165,8 +168,12 @@ def _changes(
     rule = _with_options(rule_of(new["type"]) or Rule(), new, news.get(provider))
     ignored = [steps_of(path) for path in new["ignore_changes"]]
     forced = [steps_of(path) for path in new["replace_on_changes"]]
+    reworded = _reworded(old.get("deployed"), new.get("deployed"))
     for path, steps, before, after, unknown in _leaves(old["inputs"], new["inputs"]):
-        if below(steps, ignored) or (unknown and not _may_differ(steps, old, new, was, moved)):
+        if below(steps, ignored):
+            continue
+        differs = any(one == path or one.startswith((f"{path}.", f"{path}[")) for one in reworded)
+        if unknown and not differs and not _may_differ(steps, old, new, was, moved):
             continue
         secret = new["type"] == "kubernetes:core/v1:Secret" and steps[0] in ("data", "stringData")
         yield FieldChange(
@@ -185,6 +192,13 @@ def _changes(
             yield FieldChange(path="region", before=regions[0], after=regions[1], replaces=True)
     if moved.get(provider) == "replaced":
         yield FieldChange(path="provider", before=provider.rpartition("::")[2], after="another", replaces=True)
+
+
+def _reworded(old: Any, new: Any) -> list[str]:
+    """Paths of what differs though all that the cloud decides is the same."""
+    if old is None or new is None:
+        return []
+    return [path for path, _, _, _, unknown in _leaves(old, new) if not unknown]
 
 
 def _with_options(rule: Rule, new: Resource, provider: Resource | None) -> Rule:
@@ -209,7 +223,8 @@ def _may_differ(
     before: list[str] = old["property_dependencies"].get(steps[0], ())
     if {was.get(urn, urn) for urn in after} != {*before}:
         return True
-    for urn in after:
+    # Where an answer of the cloud to a question comes from is not recorded: from anything that the resource waits for.
+    for urn in after or new["dependencies"]:
         if moved.get(urn) in ("added", "replaced"):
             return True
         type_ = urn.split("::")[2].rpartition("$")[2]

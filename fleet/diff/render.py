@@ -7,12 +7,14 @@ file, so that two trees are recorded in one way. An encrypted value becomes a te
 form of a plain one: another ciphertext reaches exactly what the value reaches.
 """
 
+import base64
 import hashlib
 import importlib.util
 import json
 import runpy
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +24,7 @@ NOT_DEPLOYED = "recorded"
 
 
 def main(tree: Path, out: Path, stacks: list[str]) -> None:
-    recorder = _recorder()
+    recorder = _loaded("recorder_of_fleet_diff", Path(__file__).parents[1] / "recorder.py")
     out.write_text(json.dumps({stack: _rendered(recorder, tree, stack) for stack in stacks}))
 
 
@@ -30,22 +32,61 @@ def _rendered(recorder: Any, tree: Path, stack: str) -> dict[str, Any]:
     try:
         read: Any = importlib.import_module("planner.stack_file").read_stack_file
         config, secrets = _config(read(tree / "stacks" / f"Pulumi.{stack}.yaml"))
-        recording = recorder.record(
-            lambda: runpy.run_path(str(tree / "__main__.py"), run_name=NOT_DEPLOYED),
-            project=NAMESPACE,
-            stack=stack,
-            config=config,
-            secret_keys=frozenset(secrets),
-        )
+
+        def record(**options: Any) -> Any:
+            return recorder.record(
+                lambda: runpy.run_path(str(tree / "__main__.py"), run_name=NOT_DEPLOYED),
+                project=NAMESPACE,
+                stack=stack,
+                config=config,
+                secret_keys=frozenset(secrets),
+                **options,
+            )
+
+        recording = record()
     except Exception as error:
         return {"problems": _problems(error)}
+    deployed = _deployed(recorder, record)
     return {
         "resources": [
-            asdict(resource) | {"inputs": _plain(recorder, resource.inputs)} for resource in recording.resources
+            asdict(resource) | {"inputs": _plain(recorder, resource.inputs), "deployed": deployed.get(resource.urn)}
+            for resource in recording.resources
         ],
         "outputs": _plain(recorder, recording.outputs),
         "messages": list(recording.messages),
     }
+
+
+def _deployed(recorder: Any, record: Callable[..., Any]) -> dict[str, Any]:
+    """By URN, inputs as they would be once all is there, with stand-ins for what the cloud computes.
+
+    A preview does not know a text of which one word is unknown; here another of its words shows. Empty where the
+    program cannot do with stand-ins.
+    """
+    outputs = _loaded("outputs_of_fleet_diff", Path(__file__).with_name("outputs.py"))
+
+    def computed(resource: Any) -> dict[str, Any]:
+        found: dict[str, Any] = outputs.computed(resource.type, resource.name, recorder.plain(resource.inputs))
+        if resource.type.startswith("azure-native:"):
+            # Programs take these apart.
+            group = f"/subscriptions/{outputs.SUBSCRIPTION}/resourceGroups/group"
+            found["id"] = f"{group}/providers/{resource.name}"
+            # Given as a list, answered as a map; the recorder leaves it out as well.
+            found.get("identity", {}).pop("userAssignedIdentities", None)
+        return found
+
+    kubeconfig = base64.b64encode(b'{"apiVersion": "v1", "kind": "Config"}').decode()
+    answers = {
+        f"azure-native:containerservice:listManagedCluster{who}Credentials": {
+            "kubeconfigs": [{"name": "cluster", "value": kubeconfig}]
+        }
+        for who in ("Admin", "User")
+    }
+    try:
+        recording = record(preview=False, computed=computed, answers=answers)
+    except Exception:
+        return {}
+    return {resource.urn: _plain(recorder, resource.inputs) for resource in recording.resources}
 
 
 def _problems(error: BaseException) -> list[dict[str, str]]:
@@ -108,9 +149,9 @@ def _plain(recorder: Any, value: Any) -> Any:
     return [_plain(recorder, item) for item in cast(list[Any], value)] if isinstance(value, list) else value
 
 
-def _recorder() -> Any:
-    """The recorder beside this file, under a name that nothing of the tree has."""
-    spec = importlib.util.spec_from_file_location("recorder_of_fleet_diff", Path(__file__).parents[1] / "recorder.py")
+def _loaded(name: str, path: Path) -> Any:
+    """A module of this revision, under a name that nothing of the tree has."""
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -36,7 +36,7 @@ def field_text(field: FieldChange) -> str:
     if field.before == field.after == MASK:
         return f"{field.path}: another {MASK}{marks}"
     if field.before == field.after:
-        return f"{field.path}: {LATER}, since what it is taken from changes{marks}"
+        return f"{field.path}: {LATER}, and another than before{marks}"
     return f"{field.path}: {short(field.before)} -> {short(field.after)}{marks}"
 
 

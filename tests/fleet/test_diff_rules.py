@@ -36,6 +36,7 @@ def resource(type_: str, name: str = "it", *, inputs: dict[str, Any] | None = No
         "parent": "urn:pulumi:s::tritonfleet::pulumi:pulumi:Stack::tritonfleet-s",
         "provider": None,
         "providers": {},
+        "dependencies": [],
         "property_dependencies": {},
         "protect": False,
         "retain_on_delete": False,
@@ -127,10 +128,25 @@ def test_what_refers_to_a_replaced_resource_follows_it() -> None:
             "aws:kms/key:Key", "key", inputs={"policy": UNKNOWN}, property_dependencies={"policy": (vpc["urn"],)}
         )
         other = resource(SUBNET, "other", inputs={"vpcId": UNKNOWN})
-        return [vpc, subnet, group, note, other]
+        asked = resource("aws:iam/role:Role", "asked", inputs={"description": UNKNOWN}, dependencies=[vpc["urn"]])
+        return [vpc, subnet, group, note, other, asked]
 
     found = {change.name: change.action for change in compare(world("10.0.0.0/16"), world("10.1.0.0/16"))}
-    assert found == {"vpc": "replaced", "subnet": "replaced", "group": "replaced", "key": "changed"}
+    replaced = dict.fromkeys(("vpc", "subnet", "group"), "replaced")
+    assert found == replaced | {"key": "changed", "asked": "changed"}
+
+
+def test_a_text_of_which_a_word_is_unknown_is_compared_by_the_others() -> None:
+    def world(region: str) -> list[Resource]:
+        deployed = {"policy": f"arn:{region}:stand-in", "tags": {"a": "stand-in"}}
+        inputs = {"policy": UNKNOWN, "tags": {"a": UNKNOWN}}
+        return [resource("aws:iam/rolePolicy:RolePolicy", inputs=inputs, deployed=deployed)]
+
+    change = only(world("a"), world("b"))
+    assert change
+    assert (change.action, [field.path for field in change.fields]) == ("changed", ["policy"])
+    assert "stand-in" not in repr(change)
+    assert compare(world("a"), world("a")) == ()
 
 
 def test_another_version_of_a_launch_template_reaches_its_nodes() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Network
 from typing import Any, cast
 
 REPLACING = {
@@ -140,6 +141,8 @@ IMMUTABLE = {
 SHRINKING = {
     # "storage_capacity", of which only a decrease forces a new resource.
     "aws:fsx/lustreFileSystem:LustreFileSystem": "storageCapacity",
+    # "ip_cidr_range", whose expansion alone is an update.
+    "gcp:compute/subnetwork:Subnetwork": "ipCidrRange",
 }
 """A property that only grows in place."""
 
@@ -170,9 +173,14 @@ def replacing(type_: str, paths: list[str]) -> list[str]:
 
 
 def shrunk(type_: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The property that can only grow, where it is to get smaller."""
+    """The property that can only grow, where it is to get smaller: a number, or a range that leaves addresses out."""
     path = SHRINKING.get(type_, "")
-    return [path] if path in old and path in new and new[path] < old[path] else []
+    if path not in old or path not in new:
+        return []
+    if isinstance(old[path], str):
+        ranges = IPv4Network(old[path]), IPv4Network(new[path])
+        return [] if ranges[0].subnet_of(ranges[1]) else [path]
+    return [path] if new[path] < old[path] else []
 
 
 def refused(type_: str, paths: list[str]) -> list[str]:
