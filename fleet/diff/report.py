@@ -8,6 +8,7 @@ from fleet.diff.compare import ResourceChange, compare, shown, unguarded
 from fleet.diff.policies import newly_broken
 from fleet.diff.revisions import Rendered
 from planner.errors import Problem
+from policy.data import HOLDS_DATA
 
 RiskKind = Literal["data loss", "refused", "downtime", "exposure", "policy", "unguarded", "capacity", "left behind"]
 RISKS: tuple[RiskKind, ...] = (
@@ -24,26 +25,8 @@ RISKS: tuple[RiskKind, ...] = (
 
 Status = Literal["same", "changed", "new", "gone", "failed"]
 
-DATA = (
-    "aws:efs/fileSystem:FileSystem",
-    "aws:fsx/lustreFileSystem:LustreFileSystem",
-    "aws:kms/key:Key",
-    "aws:s3/bucket:Bucket",
-    "azure-native:keyvault:Key",
-    "azure-native:keyvault:Vault",
-    "azure-native:resources:ResourceGroup",
-    "azure-native:storage:BlobContainer",
-    "azure-native:storage:FileShare",
-    "azure-native:storage:StorageAccount",
-    "azure-native:storagecache:AmlFilesystem",
-    "gcp:filestore/instance:Instance",
-    "gcp:kms/cryptoKey:CryptoKey",
-    "gcp:kms/keyRing:KeyRing",
-    "gcp:lustre/instance:Instance",
-    "gcp:storage/bucket:Bucket",
-    "kubernetes:core/v1:PersistentVolumeClaim",
-)
-"""What holds weights and engines, or the key without which nobody can read them."""
+DATA = HOLDS_DATA | {"azure-native:resources:ResourceGroup", "gcp:kms/keyRing:KeyRing"}
+"""What holds weights and engines, the key without which nobody can read them, or what goes with them."""
 
 CLUSTERS = ("eks:index:Cluster", "gcp:container/cluster:Cluster", "azure-native:containerservice:ManagedCluster")
 POOLS = (
