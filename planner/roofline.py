@@ -70,14 +70,16 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class RooflineSteps:
-    """planner.throughput.Steps of a roofline."""
+    """planner.throughput.Steps of a roofline: the stages that can be the slowest, and how many there are of all."""
 
-    stages: tuple[Stage, ...]
+    slowest: tuple[Stage, ...]
+    stages: int
     prompt_tokens: int
 
     def seconds(self, sequences: float, context: float, prefill: float) -> float:
-        slowest = max(stage.seconds(sequences, context, prefill, self.prompt_tokens) for stage in self.stages[:2])
-        return len(self.stages) * slowest
+        return self.stages * max(
+            stage.seconds(sequences, context, prefill, self.prompt_tokens) for stage in self.slowest
+        )
 
 
 def steps(
@@ -92,11 +94,13 @@ def steps(
         raise ValueError("a throughput needs a GPU")
     firsts = [rank for rank in memory if rank.tp_rank == 0]
     # The last stage has the LM head, the first ones a layer more where layers do not divide: one of the two is slowest.
-    ordered = [firsts[-1], *firsts[:-1]]
+    slowest = [firsts[-1], *firsts[:-1][:1]]
     peak = peaks()[model.gpu]
     between = links(model, peak, found)
     return RooflineSteps(
-        stages=tuple(_stage(model, facts, rank, peak, between) for rank in ordered), prompt_tokens=prompt_tokens
+        slowest=tuple(_stage(model, facts, rank, peak, between) for rank in slowest),
+        stages=len(firsts),
+        prompt_tokens=prompt_tokens,
     )
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from planner import roofline
 from planner.candidate import Candidate
 from planner.cloud_config import StorageConfig
 from planner.config import ModelConfig
@@ -15,7 +16,7 @@ from planner.pricing import HOURS_PER_MONTH
 from planner.running_cost import lost_share, monthly_cost, nodes_of, starting
 from planner.shapes import Shape, shapes_of
 from planner.target import Target
-from planner.throughput import Interconnect, Throughput, Workload, interconnect, largest_batch, throughput
+from planner.throughput import Interconnect, Steps, Throughput, Workload, interconnect, largest_batch, over_steps
 
 SAME = 0.01
 """Share of the cost below which estimates tell no difference: then fewer nodes of a group are better, then speed."""
@@ -145,8 +146,10 @@ class _Search:
                 yield links, list(measured)
                 continue
 
-            def at(batch: int, links: Interconnect = links) -> Throughput:
-                found = throughput(shape.model, self.facts, shape.memory, load, interconnect=links, batch=batch)
+            steps = roofline.steps(shape.model, self.facts, shape.memory, load.prompt_tokens, links)
+
+            def at(batch: int, steps: Steps = steps) -> Throughput:
+                found = over_steps(steps, shape.model, shape.memory, load, batch=batch, source=roofline.SOURCE)
                 return scaled(found, self.measured.scale.get(shape.model.gpu or "", 1.0))
 
             found = [at(batch) for batch in _quarters(largest)]
