@@ -188,6 +188,13 @@ def print_problems(problems: tuple[Problem, ...], *, as_json: bool, undone: str 
     print("\n".join(str(problem) for problem in problems), file=sys.stderr)
 
 
+def refuse_without_packages(missing: ModuleNotFoundError, consequence: str) -> int:
+    """Say that the program's own packages are not installed; the exit status."""
+    fix = f"{sys.executable} -m pip install -r requirements.txt"
+    print(f"error: {missing}\n  consequence: {consequence}\n  fix: {fix}", file=sys.stderr)
+    return REFUSED
+
+
 def _plain(value: Any) -> Any:
     """What JSON has no word for: a set, or a section of the stack file."""
     return sorted(cast(frozenset[str], value)) if isinstance(value, frozenset) else value.model_dump()

@@ -2,12 +2,11 @@
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from fleet.plan import OK, REFUSED, USAGE, UsageError, print_problems, stack_path
+from fleet.plan import OK, REFUSED, USAGE, UsageError, print_problems, refuse_without_packages, stack_path
 from planner.errors import PlanError, Problem
 from policy.rules import Breach, enforcement
 
@@ -30,9 +29,7 @@ def run(args: argparse.Namespace) -> int:
         # Pulumi's packages are large, and no other command needs them.
         from fleet.judgement import breaches
     except ModuleNotFoundError as missing:
-        fix = f"{sys.executable} -m pip install -r requirements.txt"
-        print(f"error: {missing}\n  consequence: nothing was judged\n  fix: {fix}", file=sys.stderr)
-        return REFUSED
+        return refuse_without_packages(missing, "nothing was judged")
     try:
         config = read_config(args.config)
         paths = [stack_path(name) for name in args.stacks] or sorted((ROOT / "stacks").glob("Pulumi.*.yaml"))

@@ -10,7 +10,7 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fleet.plan import OK, REFUSED, USAGE, UsageError, print_problems, stack_path
+from fleet.plan import OK, REFUSED, USAGE, UsageError, print_problems, refuse_without_packages, stack_path
 from planner.errors import PlanError, Problem
 from planner.stack_file import read_stack_file
 
@@ -43,9 +43,7 @@ def _synth(args: argparse.Namespace) -> int:
         from fleet.recorder import plain
         from fleet.synthesis import synthesize
     except ModuleNotFoundError as missing:
-        fix = f"{sys.executable} -m pip install -r requirements.txt"
-        print(f"error: {missing}\n  consequence: nothing was written\n  fix: {fix}", file=sys.stderr)
-        return REFUSED
+        return refuse_without_packages(missing, "nothing was written")
     try:
         path = stack_path(args.stack)
         with _told_of(args.out):
